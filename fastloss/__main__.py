@@ -1,0 +1,47 @@
+"""The command line: ``python -m fastloss demo | info | config``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import fastloss as fl
+from fastloss import config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["demo"]:  # reads its own arguments, --help among them
+        from fastloss import demo
+
+        return demo.main(list(argv[1:]))
+
+    parser = argparse.ArgumentParser(prog="python -m fastloss", description=fl.__doc__)
+    parser.add_argument("--version", action="version", version=f"fastloss {fl.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | info | config")
+    commands.add_parser("demo", help="train a language model on the Python standard library's source")
+    commands.add_parser("info", help="what runs here: engines, threads, instruction set")
+    where = commands.add_parser("config", help="where the C library is, for compilers and CMake")
+    where.add_argument("--cflags", action="store_true", help="flags that compile a C program")
+    where.add_argument("--libs", action="store_true", help="flags that link it")
+    where.add_argument("--cmakedir", action="store_true", help="the folder for CMake's fastloss_DIR")
+    args = parser.parse_args(argv)
+
+    if args.command == "info":
+        fl.show_config()
+        return 0
+    chosen = {config.cflags: args.cflags, config.libs: args.libs, config.cmake_dir: args.cmakedir}
+    if not any(chosen.values()):
+        where.error("give at least one of --cflags, --libs and --cmakedir")
+    try:
+        lines = [answer() for answer, wanted in chosen.items() if wanted]
+    except FileNotFoundError as error:
+        print(f"fastloss: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+/* Loops over a block of contiguous elements, and the conversion of blocks to and from the working type. Included once
+ * per working type. */
+
+#undef BLOCK
+/* Elements a block: its exponentials stay in the first-level cache, and so few are added in one lane that float sums
+ * keep their digits until they are flushed into double. */
+#define BLOCK 512
+
+static INLINE V(vec) V(max_block)(const REAL *z, ptrdiff_t n) {
+    V(vec) m0 = V(set)(-INFINITY), m1 = m0, m2 = m0, m3 = m0;
+    ptrdiff_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES) {
+        m0 = V(max)(V(load)(z + i), m0);
+        m1 = V(max)(V(load)(z + i + LANES), m1);
+        m2 = V(max)(V(load)(z + i + 2 * LANES), m2);
+        m3 = V(max)(V(load)(z + i + 3 * LANES), m3);
+    }
+    for (; i + LANES <= n; i += LANES) m0 = V(max)(V(load)(z + i), m0);
+    if (i < n) m1 = V(max)(V(load_part)(z + i, n - i, -INFINITY), m1);
+    return V(max)(V(max)(m0, m1), V(max)(m2, m3));
+}
+
+/* e = scaled exponentials of z - ref; with sum_x, the sum of z - ref is added to it. */
+static INLINE void V(exp_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, V(vec) * sum_x) {
+    const V(vec) r = V(set)(ref);
+    V(vec) sum = V(set)(0);
+    ptrdiff_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        const V(vec) x0 = V(sub)(V(load)(z + i), r);
+        const V(vec) x1 = V(sub)(V(load)(z + i + LANES), r);
+        V(store)(e + i, V(exp_scaled)(x0));
+        V(store)(e + i + LANES, V(exp_scaled)(x1));
+        if (sum_x) sum = V(add)(sum, V(add)(x0, x1));
+    }
+    if (i + LANES <= n) {
+        const V(vec) x = V(sub)(V(load)(z + i), r);
+        V(store)(e + i, V(exp_scaled)(x));
+        if (sum_x) sum = V(add)(sum, x);
+        i += LANES;
+    }
+    if (i < n) {
+        const V(vec) x = V(sub)(V(load_part)(z + i, n - i, ref), r);
+        V(store_part)(e + i, V(exp_scaled)(x), n - i);
+        if (sum_x) sum = V(add)(sum, x);
+    }
+    if (sum_x) *sum_x = V(add)(*sum_x, sum);
+}
+
+static INLINE V(vec) V(sum_block)(const REAL *e, ptrdiff_t n) {
+    V(vec) s0 = V(set)(0), s1 = s0, s2 = s0, s3 = s0;
+    ptrdiff_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES) {
+        s0 = V(add)(s0, V(load)(e + i));
+        s1 = V(add)(s1, V(load)(e + i + LANES));
+        s2 = V(add)(s2, V(load)(e + i + 2 * LANES));
+        s3 = V(add)(s3, V(load)(e + i + 3 * LANES));
+    }
+    for (; i + LANES <= n; i += LANES) s0 = V(add)(s0, V(load)(e + i));
+    if (i < n) s1 = V(add)(s1, V(load_part)(e + i, n - i, 0));
+    return V(add)(V(add)(s0, s1), V(add)(s2, s3));
+}
+
+/* e = e * factor - shift. */
+static INLINE void V(scale_block)(REAL *e, ptrdiff_t n, REAL factor, REAL shift) {
+    const V(vec) f = V(set)(factor), minus = V(set)(-shift);
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES) V(store)(e + i, V(fma)(V(load)(e + i), f, minus));
+    if (i < n) V(store_part)(e + i, V(fma)(V(load_part)(e + i, n - i, 0), f, minus), n - i);
+}
+
+#if WORKING_TYPE == 32
+static INLINE f_vec f_load_as(const void *p, int dtype) {
+    if (dtype == FL_F32) return f_load(p);
+    return dtype == FL_F16 ? f_load_f16(p) : f_load_bf16(p);
+}
+static INLINE void f_store_as(void *p, int dtype, f_vec v) {
+    if (dtype == FL_F32)
+        f_store(p, v);
+    else if (dtype == FL_F16)
+        f_store_f16(p, v);
+    else
+        f_store_bf16(p, v);
+}
+#else
+static INLINE d_vec d_load_as(const void *p, int dtype) {
+    (void)dtype;
+    return d_load(p);
+}
+static INLINE void d_store_as(void *p, int dtype, d_vec v) {
+    (void)dtype;
+    d_store(p, v);
+}
+#endif
+
+static INLINE V(vec) V(load_part_as)(const void *p, int dtype, ptrdiff_t n) {
+    REAL part[2 * LANES] = {0};
+    memcpy(part, p, (size_t)(n * dtype_size(dtype)));
+    return V(load_as)(part, dtype);
+}
+static INLINE void V(store_part_as)(void *p, int dtype, V(vec) v, ptrdiff_t n) {
+    REAL part[2 * LANES];
+    V(store_as)(part, dtype, v);
+    memcpy(p, part, (size_t)(n * dtype_size(dtype)));
+}
+
+/* n elements of any floating type as the working type, padded with `fill` to a whole number of vectors. */
+static INLINE void V(load_block)(const void *p, int dtype, ptrdiff_t n, REAL fill, REAL *block) {
+    const ptrdiff_t size = dtype_size(dtype);
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES) V(store)(block + i, V(load_as)((const char *)p + i * size, dtype));
+    if (i < n) {
+        V(store)(block + i, V(load_part_as)((const char *)p + i * size, dtype, n - i));
+        for (ptrdiff_t k = n; k < i + LANES; k++) block[k] = fill;
+    }
+}
+static INLINE void V(store_block)(void *p, int dtype, ptrdiff_t n, const REAL *block) {
+    const ptrdiff_t size = dtype_size(dtype);
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n; i += LANES) V(store_as)((char *)p + i * size, dtype, V(load)(block + i));
+    if (i < n) V(store_part_as)((char *)p + i * size, dtype, V(load)(block + i), n - i);
+}

@@ -1,0 +1,340 @@
+/* Softmax cross-entropy from class indices: the fast kernels. Included once per working type.
+ *
+ *     loss = s (a nll + u sum_c (lse - z_c) + z_loss lse^2),     nll = lse - z_y,     lse = log sum_c exp(z_c)
+ *     grad_c = g (b p_c - u - [c = y] a),     p = softmax(z),     b = a + classes * u + 2 z_loss lse
+ *
+ * with a = (1 - label_smoothing) weight_y, u = label_smoothing / classes, s the sample weight, and g = s * scale. With
+ * m the maximum, "rest" the sum of exp(z_c - m) over all classes but y, and e_y = exp(z_y - m), S = rest + e_y:
+ *
+ *     nll = (m - z_y) + log1p(rest + (e_y - 1)),     p_y - 1 = -rest / S
+ *
+ * so a row whose target leads by far keeps all digits of a loss and a gradient close to 0, because neither is the
+ * difference of two large numbers. Each kernel makes the exponentials, has the target's set aside, sums the others, and
+ * scales them into the gradient. */
+
+/* What a kernel needs of up to ROW_BATCH targets that count. */
+typedef struct {
+    ptrdiff_t count;
+    const void *z[ROW_BATCH];
+    void *grad[ROW_BATCH]; /* NULL: loss only */
+    const REAL *probs[ROW_BATCH];
+    ptrdiff_t y[ROW_BATCH];
+    REAL a[ROW_BATCH], s[ROW_BATCH], g[ROW_BATCH], loss[ROW_BATCH];
+} V(batch);
+
+/* What the rows of a vector need after their sums are known. */
+typedef struct {
+    V(vec) loss, factor, target_grad, shift;
+} V(finished);
+
+/* x, but for factor * x = 0 even where x is infinite. NaN stays. */
+static INLINE V(vec) V(zero_times)(V(vec) factor, V(vec) x) {
+    return V(select)(V(eq)(factor, V(set)(0)), V(min)(V(set)(-REAL_LOWEST), x), x);
+}
+
+/* rest is in units of e^m; distance_sum is the sum of m - z_c, where labels are smoothed. */
+static INLINE V(finished) V(finish)(const softmax_task *task, V(vec) m, V(vec) z_y, V(vec) rest, V(vec) distance_sum,
+                                    V(vec) a, V(vec) s, V(vec) g) {
+    const REAL smoothing = (REAL)task->call.label_smoothing;
+    const REAL u = (REAL)(task->call.label_smoothing / (double)task->call.classes);
+    const REAL z_loss = (REAL)task->call.z_loss;
+    const V(vec) one = V(set)(1);
+    const V(vec) e_y = V(exp)(V(sub)(z_y, m));
+    const V(vec) inverse = V(div)(one, V(add)(rest, e_y));
+    const V(vec) log_sum = V(log1p)(V(add)(rest, V(sub)(e_y, one)));
+    const V(vec) nll = V(add)(V(sub)(m, z_y), log_sum);
+    V(vec) loss = V(mul)(a, V(zero_times)(a, nll));
+    V(vec) total = a, extra = V(set)(0);
+    if (smoothing > 0) {
+        loss = V(add)(loss, V(fma)(V(set)(u), distance_sum, V(mul)(V(set)(smoothing), log_sum)));
+        total = V(add)(total, V(set)(smoothing));
+    }
+    if (z_loss > 0) {
+        const V(vec) lse = V(add)(m, log_sum);
+        loss = V(fma)(V(mul)(V(set)(z_loss), lse), lse, loss);
+        extra = V(mul)(V(set)(2 * z_loss), lse);
+    }
+    V(finished) f;
+    f.loss = V(mul)(s, V(zero_times)(s, loss));
+    f.factor = V(mul)(V(mul)(g, V(add)(total, extra)), inverse);
+    const V(vec) pull = V(mul)(V(sub)(V(mul)(extra, e_y), V(mul)(total, rest)), inverse);
+    f.target_grad = V(mul)(g, V(add)(pull, V(set)(smoothing - u)));
+    f.shift = V(mul)(g, V(set)(u));
+    return f;
+}
+
+#undef SCALE_DOWN
+#define SCALE_DOWN ((REAL)1 / (REAL)((uint64_t)1 << EXP_SCALE_BITS))
+
+/* ---- Long rows: block by block against a reference, which need not be the maximum ------------------------------------
+ *
+ * The reference is the first block's maximum. A block that exceeds it by more than JUMP makes the maximum of all that
+ * is left the reference, and what was done is scaled to it: at most once a row, and rarely. */
+
+#undef JUMP
+#define JUMP 16
+
+static INLINE void V(row)(const softmax_task *task, V(batch) * batch, ptrdiff_t i, bool smooth, bool with_grad) {
+    const REAL *z = batch->z[i];
+    REAL *grad = with_grad ? batch->grad[i] : NULL;
+    const ptrdiff_t classes = task->call.classes, y = batch->y[i];
+    const REAL z_y = z[y];
+    REAL scratch[BLOCK];
+    REAL m = -INFINITY, ref = 0;
+    double rest = 0, sum_x = 0;
+    for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
+        const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
+        const REAL top = V(hmax)(V(max_block)(z + c, n));
+        if (top > m) m = top;
+        if (c == 0) {
+            ref = top > REAL_LOWEST ? top : REAL_LOWEST;
+        } else if (top > ref + JUMP) {
+            m = V(hmax)(V(max_block)(z + c, classes - c));
+            const double shrink = exp((double)ref - m);
+            rest *= shrink;
+            sum_x += (double)c * ((double)ref - m);
+            if (grad) V(scale_block)(grad, c, (REAL)shrink, 0);
+            ref = m;
+        }
+        REAL *e = grad ? grad + c : scratch;
+        V(vec) sum = V(set)(0);
+        V(exp_block)(z + c, e, n, ref, smooth ? &sum : NULL);
+        if (y >= c && y < c + n) e[y - c] = 0;
+        V(acc) acc = V(acc_zero)();
+        V(acc_add)(&acc, V(sum_block)(e, n));
+        rest += V(acc_sum)(acc);
+        if (smooth) {
+            acc = V(acc_zero)();
+            V(acc_add)(&acc, sum);
+            sum_x += V(acc_sum)(acc);
+        }
+    }
+    const double unit = (ref == m ? 1 : exp((double)ref - m)) * SCALE_DOWN;
+    const double distance_sum = smooth ? (double)classes * ((double)m - ref) - sum_x : 0;
+    const V(finished) f = V(finish)(task, V(set)(m), V(set)(z_y), V(set)((REAL)(rest * unit)), V(set)((REAL)distance_sum),
+                                    V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
+    REAL lanes[4][LANES];
+    V(store)(lanes[0], f.loss);
+    V(store)(lanes[1], f.factor);
+    V(store)(lanes[2], f.target_grad);
+    V(store)(lanes[3], f.shift);
+    batch->loss[i] = lanes[0][0];
+    if (grad) {
+        V(scale_block)(grad, classes, (REAL)(lanes[1][0] * unit), smooth ? lanes[3][0] : 0);
+        grad[y] = lanes[2][0];
+    }
+}
+
+/* ---- Rows of one block: as many at a time as a vector has lanes, so that one vector finishes them all ---------------*/
+
+static INLINE void V(rows)(const softmax_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n, bool smooth,
+                           bool with_grad) {
+    const ptrdiff_t classes = task->call.classes;
+    REAL scratch[BLOCK], z_y[LANES], m[LANES];
+    V(vec) reduced[LANES], distances[LANES];
+    for (ptrdiff_t r = 0; r < LANES; r++) {
+        const ptrdiff_t i = first + (r < n ? r : 0);
+        reduced[r] = V(max_block)(batch->z[i], classes);
+        z_y[r] = ((const REAL *)batch->z[i])[batch->y[i]];
+    }
+    const V(vec) max = V(rows_max)(reduced);
+    V(store)(m, max);
+    for (ptrdiff_t r = 0; r < n; r++) {
+        const ptrdiff_t i = first + r;
+        REAL *e = with_grad ? batch->grad[i] : scratch;
+        distances[r] = V(set)(0);
+        V(exp_block)(batch->z[i], e, classes, m[r], smooth ? &distances[r] : NULL);
+        e[batch->y[i]] = 0;
+        reduced[r] = V(sum_block)(e, classes);
+    }
+    for (ptrdiff_t r = n; r < LANES; r++) distances[r] = V(set)(0);
+    const V(vec) rest = V(mul)(V(rows_sum)(reduced), V(set)(SCALE_DOWN));
+    const V(vec) distance_sum = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
+    const V(finished) f = V(finish)(task, max, V(load)(z_y), rest, distance_sum, V(load)(batch->a + first),
+                                    V(load)(batch->s + first), V(load)(batch->g + first));
+    V(store)(batch->loss + first, f.loss);
+    if (!with_grad) return;
+    REAL factor[LANES], target_grad[LANES], shift[LANES];
+    V(store)(factor, V(mul)(f.factor, V(set)(SCALE_DOWN)));
+    V(store)(target_grad, f.target_grad);
+    V(store)(shift, f.shift);
+    for (ptrdiff_t r = 0; r < n; r++) {
+        REAL *grad = batch->grad[first + r];
+        V(scale_block)(grad, classes, factor[r], smooth ? shift[r] : 0);
+        grad[batch->y[first + r]] = target_grad[r];
+    }
+}
+
+/* ---- Targets in lanes: classes lie `stride` apart, neighbouring targets next to each other --------------------------*/
+
+#undef LANE_VECTORS
+#undef LANE_TARGETS
+#undef CLASS_BLOCK
+#define LANE_VECTORS 2
+#define LANE_TARGETS (LANE_VECTORS * LANES)
+/* Classes a lane adds up before the sum is flushed into double. */
+#define CLASS_BLOCK 256
+
+typedef struct {
+    V(index) y[LANE_TARGETS]; /* -1: ignored */
+    REAL a[LANE_TARGETS], s[LANE_TARGETS], g[LANE_TARGETS], loss[LANE_TARGETS];
+    bool any_ignored;
+} V(lane_batch);
+
+static INLINE void V(lanes)(const softmax_task *task, const REAL *z, ptrdiff_t z_stride, REAL *grad,
+                            ptrdiff_t grad_stride, ptrdiff_t classes, V(lane_batch) * batch, ptrdiff_t vectors,
+                            ptrdiff_t part, bool smooth, bool with_grad) {
+#define LOAD_LANES(p) (part ? V(load_part)(p, part, 0) : V(load)(p))
+#define STORE_LANES(p, v) (part ? V(store_part)(p, v, part) : V(store)(p, v))
+    V(vec) m[LANE_VECTORS], z_y[LANE_VECTORS];
+    V(int) y[LANE_VECTORS];
+    V(acc) rest[LANE_VECTORS], distance[LANE_VECTORS];
+    for (ptrdiff_t k = 0; k < vectors; k++) {
+        y[k] = V(int_load)(batch->y + k * LANES);
+        m[k] = V(set)(-INFINITY);
+        z_y[k] = V(set)(0);
+        rest[k] = distance[k] = V(acc_zero)();
+    }
+    for (ptrdiff_t c = 0; c < classes; c++)
+        for (ptrdiff_t k = 0; k < vectors; k++) m[k] = V(max)(LOAD_LANES(z + c * z_stride + k * LANES), m[k]);
+    for (ptrdiff_t first = 0; first < classes; first += CLASS_BLOCK) {
+        const ptrdiff_t end = classes - first < CLASS_BLOCK ? classes : first + CLASS_BLOCK;
+        V(vec) sum[LANE_VECTORS], x_sum[LANE_VECTORS];
+        for (ptrdiff_t k = 0; k < vectors; k++) sum[k] = x_sum[k] = V(set)(0);
+        for (ptrdiff_t c = first; c < end; c++)
+            for (ptrdiff_t k = 0; k < vectors; k++) {
+                const V(vec) value = LOAD_LANES(z + c * z_stride + k * LANES);
+                const V(vec) x = V(sub)(value, m[k]);
+                const V(vec) e = V(exp_scaled)(x);
+                const V(mask) is_target = V(int_eq)(y[k], V(int_set)((V(index))c));
+                if (with_grad) STORE_LANES(grad + c * grad_stride + k * LANES, e);
+                sum[k] = V(add)(sum[k], V(zero_where)(is_target, e));
+                z_y[k] = V(select)(is_target, value, z_y[k]);
+                if (smooth) x_sum[k] = V(add)(x_sum[k], x);
+            }
+        for (ptrdiff_t k = 0; k < vectors; k++) {
+            V(acc_add)(&rest[k], sum[k]);
+            if (smooth) V(acc_add)(&distance[k], x_sum[k]);
+        }
+    }
+    V(finished) f[LANE_VECTORS];
+    const V(vec) zero = V(set)(0);
+    for (ptrdiff_t k = 0; k < vectors; k++) {
+        f[k] = V(finish)(task, m[k], z_y[k], V(mul)(V(acc_lanes)(rest[k]), V(set)(SCALE_DOWN)),
+                         V(sub)(zero, V(acc_lanes)(distance[k])), V(load)(batch->a + k * LANES),
+                         V(load)(batch->s + k * LANES), V(load)(batch->g + k * LANES));
+        const V(mask) ignored = V(int_eq)(y[k], V(int_set)(-1));
+        V(store)(batch->loss + k * LANES, V(zero_where)(ignored, f[k].loss));
+        f[k].factor = V(mul)(f[k].factor, V(set)(SCALE_DOWN));
+    }
+    if (!with_grad) return;
+    for (ptrdiff_t c = 0; c < classes; c++)
+        for (ptrdiff_t k = 0; k < vectors; k++) {
+            REAL *p = grad + c * grad_stride + k * LANES;
+            V(vec) value = V(mul)(LOAD_LANES(p), f[k].factor);
+            if (smooth) value = V(sub)(value, f[k].shift);
+            value = V(select)(V(int_eq)(y[k], V(int_set)((V(index))c)), f[k].target_grad, value);
+            if (batch->any_ignored) value = V(zero_where)(V(int_eq)(y[k], V(int_set)(-1)), value);
+            STORE_LANES(p, value);
+        }
+#undef LOAD_LANES
+#undef STORE_LANES
+}
+
+/* ---- Short rows: transposed into lanes and back ---------------------------------------------------------------------*/
+
+#undef SHORT_ROW
+#define SHORT_ROW 16
+
+static INLINE void V(short_rows)(const softmax_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n,
+                                 ptrdiff_t classes, bool smooth, bool with_grad) {
+    REAL tile[SHORT_ROW * LANE_TARGETS];
+    V(lane_batch) lanes;
+    lanes.any_ignored = false;
+    for (ptrdiff_t r = 0; r < LANE_TARGETS; r++) {
+        const ptrdiff_t i = first + (r < n ? r : 0);
+        const REAL *z = batch->z[i];
+        for (ptrdiff_t c = 0; c < classes; c++) tile[c * LANE_TARGETS + r] = z[c];
+        lanes.y[r] = (V(index))batch->y[i];
+        lanes.a[r] = batch->a[i];
+        lanes.s[r] = batch->s[i];
+        lanes.g[r] = batch->g[i];
+    }
+    V(lanes)(task, tile, LANE_TARGETS, tile, LANE_TARGETS, classes, &lanes, LANE_VECTORS, 0, smooth, with_grad);
+    for (ptrdiff_t r = 0; r < n; r++) {
+        batch->loss[first + r] = lanes.loss[r];
+        if (!with_grad) continue;
+        REAL *grad = batch->grad[first + r];
+        for (ptrdiff_t c = 0; c < classes; c++) grad[c] = tile[c * LANE_TARGETS + r];
+    }
+}
+
+#undef ONE_BLOCK_ROW
+/* Up to here, as many rows as a vector has lanes fit into the first-level cache, with their gradients. */
+#define ONE_BLOCK_ROW 256
+
+static INLINE void V(index_rows_as)(const softmax_task *task, V(batch) * batch, bool smooth, bool with_grad) {
+    const ptrdiff_t classes = task->call.classes, count = batch->count;
+    if (classes <= SHORT_ROW) {
+        for (ptrdiff_t i = 0; i < count; i += LANE_TARGETS) {
+            const ptrdiff_t n = count - i < LANE_TARGETS ? count - i : LANE_TARGETS;
+            switch (smooth ? 0 : classes) {
+#define SHORT(c) \
+    case c: V(short_rows)(task, batch, i, n, c, false, with_grad); break;
+                SHORT(2)
+                SHORT(3)
+                SHORT(4)
+                SHORT(5)
+                SHORT(8)
+                SHORT(10)
+                SHORT(16)
+#undef SHORT
+                default: V(short_rows)(task, batch, i, n, classes, smooth, with_grad);
+            }
+        }
+    } else if (classes <= ONE_BLOCK_ROW) {
+        for (ptrdiff_t i = 0; i < count; i += LANES)
+            V(rows)(task, batch, i, count - i < LANES ? count - i : LANES, smooth, with_grad);
+    } else {
+        for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, smooth, with_grad);
+    }
+}
+
+static void V(index_rows)(const softmax_task *task, V(batch) * batch) {
+    const bool smooth = task->call.label_smoothing > 0, with_grad = task->call.grad.data != NULL;
+    if (smooth)
+        with_grad ? V(index_rows_as)(task, batch, true, true) : V(index_rows_as)(task, batch, true, false);
+    else
+        with_grad ? V(index_rows_as)(task, batch, false, true) : V(index_rows_as)(task, batch, false, false);
+}
+
+/* The lanes of one vector group: all of LANE_TARGETS, or the last `n` targets, a vector at a time. */
+static INLINE void V(index_lanes_as)(const softmax_task *task, const REAL *z, REAL *grad, V(lane_batch) * batch,
+                                     ptrdiff_t n, bool smooth, bool with_grad) {
+    const ptrdiff_t zs = task->call.logits.class_stride, gs = task->call.grad.class_stride;
+    const ptrdiff_t classes = task->call.classes;
+    if (n == LANE_TARGETS) {
+        V(lanes)(task, z, zs, grad, gs, classes, batch, LANE_VECTORS, 0, smooth, with_grad);
+        return;
+    }
+    V(lane_batch) one = *batch;
+    for (ptrdiff_t i = 0; i < n; i += LANES) {
+        const ptrdiff_t left = n - i < LANES ? n - i : 0;
+        memcpy(one.y, batch->y + i, LANES * sizeof *one.y);
+        memcpy(one.a, batch->a + i, LANES * sizeof *one.a);
+        memcpy(one.s, batch->s + i, LANES * sizeof *one.s);
+        memcpy(one.g, batch->g + i, LANES * sizeof *one.g);
+        V(lanes)(task, z + i, zs, with_grad ? grad + i : NULL, gs, classes, &one, 1, left, smooth, with_grad);
+        memcpy(batch->loss + i, one.loss, LANES * sizeof *one.loss);
+    }
+}
+
+static void V(index_lanes)(const softmax_task *task, const REAL *z, REAL *grad, V(lane_batch) * batch, ptrdiff_t n) {
+    const bool smooth = task->call.label_smoothing > 0;
+    if (smooth)
+        grad ? V(index_lanes_as)(task, z, grad, batch, n, true, true)
+             : V(index_lanes_as)(task, z, NULL, batch, n, true, false);
+    else
+        grad ? V(index_lanes_as)(task, z, grad, batch, n, false, true)
+             : V(index_lanes_as)(task, z, NULL, batch, n, false, false);
+}

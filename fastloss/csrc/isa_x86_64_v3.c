@@ -1,0 +1,21 @@
+/* All kernels for x86-64-v3: AVX2, FMA, F16C. */
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
+#endif
+
+#include "vec_avx2.h"
+#include "isa_unit.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+const fl_kernels fl_kernels_x86_64_v3 = FILL_KERNELS("x86-64-v3");
+#else
+typedef int fl_empty_unit;
+#endif

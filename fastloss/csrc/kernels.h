@@ -1,0 +1,63 @@
+/* What the library's units share: a validated call, and the table of kernels that each instruction set fills in. */
+#ifndef FASTLOSS_KERNELS_H
+#define FASTLOSS_KERNELS_H
+
+#include "fastloss.h"
+
+#define INLINE inline __attribute__((always_inline, unused))
+
+/* A cross-entropy or a softmax call, checked, with what every tile needs derived from it. */
+typedef struct {
+    fl_cross_entropy_call call;
+    int kind;             /* 0: cross-entropy; else enum fl_softmax_kind, with logits, grad and losses as its arrays */
+    ptrdiff_t rows;       /* targets in all */
+    ptrdiff_t tile_rows;  /* inner = 1: rows a tile. inner > 1: positions a tile, all in one (i, j) ... */
+    ptrdiff_t tile_outer; /* ... or, where inner is small, the number of (i, j) a tile */
+    ptrdiff_t tiles;
+    double scale;         /* of every gradient: grad_scale, over the normalizer for a mean */
+    int nothing_counts;   /* a mean with the denominator 0: its gradient is exactly 0 */
+} softmax_task;
+
+typedef struct {
+    fl_bce_call call;
+    ptrdiff_t elements;
+    ptrdiff_t tiles;
+    double scale;
+} bce_task;
+
+/* Elements a tile: small enough to share out evenly, large enough to make handing out cheap. */
+#define TILE_ELEMENTS 32768
+
+/* Working types index the pairs: 0 float, 1 double. */
+typedef struct {
+    const char *name;
+    int (*softmax_tile[2])(const softmax_task *task, ptrdiff_t tile, double *loss);
+    void (*softmax_check[2])(const softmax_task *task, ptrdiff_t tile, fl_target_check *check);
+    void (*bce_tile[2])(const bce_task *task, ptrdiff_t tile, double *loss);
+    void (*bce_check)(const bce_task *task, ptrdiff_t tile, fl_target_check *check);
+    void (*map[2])(int kind, int dtype, const void *input, ptrdiff_t n, void *output);
+} fl_kernels;
+
+extern const fl_kernels fl_kernels_generic, fl_kernels_x86_64, fl_kernels_x86_64_v3, fl_kernels_x86_64_v4,
+    fl_kernels_aarch64;
+
+/* The kernels in use, or NULL where FASTLOSS_ISA names an instruction set that is not to be had. */
+const fl_kernels *fl_kernels_in_use(void);
+
+static inline ptrdiff_t dtype_size(int dtype) {
+    switch (dtype) {
+        case FL_F64:
+        case FL_I64:
+        case FL_U64: return 8;
+        case FL_F32:
+        case FL_I32:
+        case FL_U32: return 4;
+        case FL_F16:
+        case FL_BF16:
+        case FL_I16:
+        case FL_U16: return 2;
+        default: return 1;
+    }
+}
+
+#endif

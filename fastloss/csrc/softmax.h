@@ -1,0 +1,283 @@
+/* Everything over the class axis, with every option and storage type: probability targets, class weights together with
+ * smoothing, softcap, half precision, softmax and its relatives. Included once per working type.
+ *
+ * With a_c the weight of class c in the loss, A their sum, m the maximum, and "rest" the sum of exp(z_c - m) over the
+ * classes below the maximum, plus the number of classes at the maximum, less 1:
+ *
+ *     lse = m + log1p(rest),     S = 1 + rest
+ *     loss = s (sum_c a_c (m - z_c) + A log1p(rest) + z_loss lse^2)
+ *     grad_c = g (b p_c - a_c),     b = A + 2 z_loss lse
+ *            = g ((b - A - A rest) / S + (A - a_c))     at the maximum
+ *
+ * No term is negative where the weights are not, so none cancels. The exponentials are made twice instead of kept: the
+ * output may be of a type that cannot hold them, or be the input. */
+
+/* softcap * tanh(z / softcap), and its derivative 1 - tanh^2. */
+static INLINE V(vec) V(cap)(V(vec) z, REAL softcap, V(vec) * derivative) {
+    const V(vec) zero = V(set)(0), one = V(set)(1), two = V(set)(2), limit = V(set)(softcap);
+    const V(vec) e = V(expm1)(V(div)(V(mul)(V(set)(-2), V(abs)(z)), limit));
+    const V(vec) inverse = V(div)(one, V(add)(two, e));
+    const V(vec) magnitude = V(mul)(limit, V(mul)(V(sub)(zero, e), inverse));
+    *derivative = V(mul)(V(set)(4), V(mul)(V(add)(one, e), V(mul)(inverse, inverse)));
+    return V(select)(V(lt)(z, zero), V(sub)(zero, magnitude), magnitude);
+}
+
+static INLINE V(vec) V(capped)(const softmax_task *task, V(vec) z, V(vec) * derivative) {
+    return task->call.softcap > 0 ? V(cap)(z, (REAL)task->call.softcap, derivative) : z;
+}
+
+/* The weight of a class in the loss, but for the class of an index target: weight_c (q_c (1 - smoothing) + u). */
+static INLINE V(vec) V(class_weight)(const softmax_task *task, V(vec) q, V(vec) weight) {
+    const double smoothing = task->call.label_smoothing;
+    const V(vec) u = V(set)((REAL)(smoothing / (double)task->call.classes));
+    return V(mul)(weight, V(fma)(q, V(set)((REAL)(1 - smoothing)), u));
+}
+
+/* What one row, or one lane, becomes after its sums are known. */
+typedef struct {
+    REAL factor;   /* of the scaled exponentials below the maximum */
+    REAL at_max;   /* the gradient at the maximum is at_max + g (A - a_c) */
+    REAL total;    /* A */
+    REAL m, log_sum;
+} V(row_result);
+
+/* Writes the row's loss, or its value, and returns what its output needs. */
+static INLINE V(row_result) V(finish_row)(const softmax_task *task, REAL m, double rest, double total, double distance,
+                                          double entropy, double s, double g, REAL *value) {
+    V(row_result) r;
+    const double log_sum = log1p(rest), lse = m + log_sum, sum = 1 + rest;
+    double b = 1;
+    r.m = m;
+    r.log_sum = (REAL)log_sum;
+    r.total = (REAL)total;
+    switch (task->kind) {
+        case FL_SOFTMAX:
+        case FL_LOG_SOFTMAX: g = 1; break;
+        case FL_LOGSUMEXP: *value = (REAL)lse; break;
+        case FL_ENTROPY: *value = (REAL)(log_sum + entropy / sum); break;
+        default: {
+            const double z_loss = task->call.z_loss;
+            const double loss = distance + total * log_sum + (z_loss > 0 ? z_loss * lse * lse : 0);
+            *value = (REAL)(s == 0 && loss == INFINITY ? 0 : s * loss);
+            b = total + 2 * z_loss * lse;
+        }
+    }
+    r.factor = (REAL)(g * b / sum * SCALE_DOWN);
+    r.at_max = (REAL)(g * ((b - total) - total * rest) / sum);
+    return r;
+}
+
+/* The output for logits z whose class weights are a. */
+static INLINE V(vec) V(output)(const softmax_task *task, V(vec) z, V(vec) derivative, V(vec) a, V(vec) g, V(vec) m,
+                               V(vec) factor, V(vec) at_max, V(vec) total, V(vec) log_sum) {
+    const V(vec) x = V(sub)(z, m);
+    if (task->kind == FL_LOG_SOFTMAX) return V(sub)(x, log_sum);
+    const V(vec) below = V(fnma)(g, a, V(mul)(V(exp_scaled)(x), factor));
+    const V(vec) top = V(fma)(g, V(sub)(total, a), at_max);
+    const V(vec) out = V(select)(V(eq)(z, m), top, below);
+    return task->call.softcap > 0 ? V(mul)(out, derivative) : out;
+}
+
+/* The sums that one vector of logits adds to. */
+typedef struct {
+    V(vec) rest, at_max, total, distance, entropy;
+} V(sums);
+
+static INLINE void V(add_sums)(const softmax_task *task, V(vec) z, V(vec) m, V(vec) a, bool weighted, V(sums) * sums) {
+    const V(vec) zero = V(set)(0);
+    const V(vec) x = V(sub)(z, m);
+    const V(mask) is_max = V(eq)(z, m);
+    const V(vec) e = V(zero_where)(is_max, V(exp_scaled)(x));
+    sums->rest = V(add)(sums->rest, e);
+    sums->at_max = V(add)(sums->at_max, V(select)(is_max, V(set)(1), zero));
+    if (weighted) {
+        sums->total = V(add)(sums->total, a);
+        sums->distance = V(add)(sums->distance, V(zero_where)(V(eq)(a, zero), V(mul)(a, V(sub)(zero, x))));
+    }
+    if (task->kind == FL_ENTROPY)
+        sums->entropy = V(add)(sums->entropy, V(zero_where)(V(eq)(e, zero), V(mul)(e, V(sub)(zero, x))));
+}
+
+static INLINE REAL V(first_lane)(V(vec) v) {
+    REAL lanes[LANES];
+    V(store)(lanes, v);
+    return lanes[0];
+}
+
+/* The weight that the target's own class has besides its share of the smoothing, and the smoothing's share. */
+static INLINE REAL V(smoothing_share)(const softmax_task *task, ptrdiff_t c) {
+    if (!(task->call.label_smoothing > 0)) return 0;
+    const REAL *weight = task->call.weight;
+    return (weight ? weight[c] : 1) * (REAL)(task->call.label_smoothing / (double)task->call.classes);
+}
+
+static INLINE void V(weights_block)(const softmax_task *task, const REAL *probs, ptrdiff_t c, ptrdiff_t n, REAL *block) {
+    const REAL *weight = task->call.weight;
+    for (ptrdiff_t i = 0; i < n; i += LANES) {
+        const ptrdiff_t left = n - i;
+        const V(vec) zero = V(set)(0);
+        V(vec) q = zero, w = V(set)(1);
+        if (probs) q = left < LANES ? V(load_part)(probs + c + i, left, 0) : V(load)(probs + c + i);
+        if (weight) w = left < LANES ? V(load_part)(weight + c + i, left, 0) : V(load)(weight + c + i);
+        V(store)(block + i, V(class_weight)(task, q, w));
+    }
+    for (ptrdiff_t k = n; k % LANES; k++) block[k] = 0;
+}
+
+/* One row whose classes are contiguous. */
+static void V(any_row)(const softmax_task *task, V(batch) * batch, ptrdiff_t i) {
+    const fl_cross_entropy_call *call = &task->call;
+    const ptrdiff_t classes = call->classes, y = batch->y[i];
+    const ptrdiff_t in_size = dtype_size(call->logits.dtype), out_size = dtype_size(call->grad.dtype);
+    const char *z = batch->z[i];
+    char *out = batch->grad[i];
+    const REAL *probs = batch->probs[i];
+    const bool weighted = probs || call->label_smoothing > 0;
+    const V(vec) zero = V(set)(0);
+    REAL block[BLOCK], weights[BLOCK];
+    V(vec) max = V(set)(-INFINITY), unused = zero;
+    for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
+        const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
+        V(load_block)(z + c * in_size, call->logits.dtype, n, -INFINITY, block);
+        for (ptrdiff_t k = 0; k < n; k += LANES) max = V(max)(V(load)(block + k), max);
+    }
+    REAL m = V(first_lane)(V(capped)(task, V(set)(V(hmax)(max)), &unused));
+    /* An infinite maximum, or none, makes the row NaN. */
+    if (isinf(m)) m = NAN;
+
+    const V(vec) m_lanes = V(set)(m);
+    V(acc) rest = V(acc_zero)(), total = rest, distance = rest, entropy = rest, at_max = rest;
+    for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
+        const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
+        V(sums) sums = {zero, zero, zero, zero, zero};
+        V(load_block)(z + c * in_size, call->logits.dtype, n, -INFINITY, block);
+        if (weighted) V(weights_block)(task, probs, c, n, weights);
+        for (ptrdiff_t k = 0; k < n; k += LANES) {
+            V(vec) value = V(load)(block + k);
+            if (call->softcap > 0) {
+                /* A softcap lifts -inf, also that of the padding. */
+                V(store)(block + k, V(capped)(task, value, &unused));
+                for (ptrdiff_t pad = n; pad < k + LANES; pad++) block[pad] = -INFINITY;
+                value = V(load)(block + k);
+            }
+            V(add_sums)(task, value, m_lanes, weighted ? V(load)(weights + k) : zero, weighted, &sums);
+        }
+        V(acc_add)(&rest, sums.rest);
+        V(acc_add)(&at_max, sums.at_max);
+        V(acc_add)(&total, sums.total);
+        V(acc_add)(&distance, sums.distance);
+        V(acc_add)(&entropy, sums.entropy);
+    }
+    double a_sum = V(acc_sum)(total), distance_sum = V(acc_sum)(distance);
+    REAL z_y = 0;
+    V(vec) slope_y = zero;
+    if (y >= 0) {
+        z_y = V(first_lane)(V(capped)(task, V(load_part_as)(z + y * in_size, call->logits.dtype, 1), &slope_y));
+        a_sum += batch->a[i];
+        if (batch->a[i] != 0) distance_sum += (double)batch->a[i] * ((double)m - z_y);
+    }
+    const double g = batch->g[i];
+    const V(row_result) r =
+        V(finish_row)(task, m, V(acc_sum)(rest) * SCALE_DOWN + (V(acc_sum)(at_max) - 1), a_sum, distance_sum,
+                      V(acc_sum)(entropy) * SCALE_DOWN, batch->s[i], g, &batch->loss[i]);
+    if (!out) return;
+
+    const V(vec) g_lanes = V(set)((REAL)g), factor = V(set)(r.factor), top = V(set)(r.at_max);
+    const V(vec) a_total = V(set)(r.total), log_sum = V(set)(r.log_sum);
+    for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
+        const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
+        V(load_block)(z + c * in_size, call->logits.dtype, n, -INFINITY, block);
+        if (weighted) V(weights_block)(task, probs, c, n, weights);
+        for (ptrdiff_t k = 0; k < n; k += LANES) {
+            V(vec) slope = zero;
+            const V(vec) value = V(capped)(task, V(load)(block + k), &slope);
+            const V(vec) a = weighted ? V(load)(weights + k) : zero;
+            V(store)(block + k, V(output)(task, value, slope, a, g_lanes, m_lanes, factor, top, a_total, log_sum));
+        }
+        if (y >= c && y < c + n) {
+            const V(vec) a = V(set)(batch->a[i] + V(smoothing_share)(task, y));
+            block[y - c] = V(first_lane)(
+                V(output)(task, V(set)(z_y), slope_y, a, g_lanes, m_lanes, factor, top, a_total, log_sum));
+        }
+        V(store_block)(out + c * out_size, call->grad.dtype, n, block);
+    }
+}
+
+/* Up to one vector of neighbouring targets, whose classes lie a stride apart; `n` of them. */
+static void V(any_lanes)(const softmax_task *task, const char *z, ptrdiff_t z_stride, int z_dtype, char *out,
+                         ptrdiff_t out_stride, int out_dtype, const REAL *probs, ptrdiff_t probs_stride,
+                         V(lane_batch) * batch, ptrdiff_t first, ptrdiff_t n) {
+    const fl_cross_entropy_call *call = &task->call;
+    const ptrdiff_t classes = call->classes;
+    const REAL *weight = call->weight;
+    const bool weighted = probs || call->label_smoothing > 0;
+    const V(vec) zero = V(set)(0);
+    const V(int) y = V(int_load)(batch->y + first);
+    const V(vec) a_y = V(load)(batch->a + first);
+#define LOGITS(c)                                                        \
+    (n < LANES ? V(load_part_as)(z + (c) * z_stride, z_dtype, n)         \
+               : V(load_as)(z + (c) * z_stride, z_dtype))
+#define CLASS_WEIGHTS(c)                                                                                             \
+    (weighted ? V(class_weight)(task,                                                                                \
+                                !probs         ? zero                                                                \
+                                : n < LANES    ? V(load_part)(probs + (c) * probs_stride, n, 0)                      \
+                                               : V(load)(probs + (c) * probs_stride),                                \
+                                V(set)(weight ? weight[c] : 1))                                                      \
+              : zero)
+    V(vec) max = V(set)(-INFINITY), slope = zero;
+    for (ptrdiff_t c = 0; c < classes; c++) max = V(max)(LOGITS(c), max);
+    max = V(capped)(task, max, &slope);
+    max = V(select)(V(eq)(V(abs)(max), V(set)(INFINITY)), V(set)(NAN), max);
+
+    V(acc) rest = V(acc_zero)(), total = rest, distance = rest, entropy = rest, at_max = rest;
+    for (ptrdiff_t from = 0; from < classes; from += CLASS_BLOCK) {
+        const ptrdiff_t end = classes - from < CLASS_BLOCK ? classes : from + CLASS_BLOCK;
+        V(sums) sums = {zero, zero, zero, zero, zero};
+        for (ptrdiff_t c = from; c < end; c++) {
+            const V(vec) value = V(capped)(task, LOGITS(c), &slope);
+            const V(mask) is_target = V(int_eq)(y, V(int_set)((V(index))c));
+            const V(vec) a = V(add)(CLASS_WEIGHTS(c), V(select)(is_target, a_y, zero));
+            V(add_sums)(task, value, max, a, true, &sums);
+        }
+        V(acc_add)(&rest, sums.rest);
+        V(acc_add)(&at_max, sums.at_max);
+        V(acc_add)(&total, sums.total);
+        V(acc_add)(&distance, sums.distance);
+        V(acc_add)(&entropy, sums.entropy);
+    }
+    REAL m[LANES], lanes[5][LANES], factor[LANES], top[LANES], a_total[LANES], log_sum[LANES];
+    V(store)(m, max);
+    V(store)(lanes[0], V(mul)(V(acc_lanes)(rest), V(set)(SCALE_DOWN)));
+    V(store)(lanes[1], V(acc_lanes)(at_max));
+    V(store)(lanes[2], V(acc_lanes)(total));
+    V(store)(lanes[3], V(acc_lanes)(distance));
+    V(store)(lanes[4], V(mul)(V(acc_lanes)(entropy), V(set)(SCALE_DOWN)));
+    for (ptrdiff_t k = 0; k < LANES; k++) {
+        const bool counts = batch->y[first + k] != -1;
+        const V(row_result) r =
+            V(finish_row)(task, m[k], (double)lanes[0][k] + ((double)lanes[1][k] - 1), lanes[2][k], lanes[3][k],
+                          lanes[4][k], batch->s[first + k], batch->g[first + k], &batch->loss[first + k]);
+        if (!counts) batch->loss[first + k] = 0;
+        factor[k] = r.factor;
+        top[k] = r.at_max;
+        a_total[k] = r.total;
+        log_sum[k] = r.log_sum;
+    }
+    if (!out) return;
+    const V(vec) g = V(load)(batch->g + first);
+    const V(mask) ignored = V(int_eq)(y, V(int_set)(-1));
+    for (ptrdiff_t c = 0; c < classes; c++) {
+        const V(vec) value = V(capped)(task, LOGITS(c), &slope);
+        const V(mask) is_target = V(int_eq)(y, V(int_set)((V(index))c));
+        const V(vec) a = V(add)(CLASS_WEIGHTS(c), V(select)(is_target, a_y, zero));
+        V(vec) result = V(output)(task, value, slope, a, g, max, V(load)(factor), V(load)(top), V(load)(a_total),
+                                  V(load)(log_sum));
+        result = V(zero_where)(ignored, result);
+        if (n < LANES)
+            V(store_part_as)(out + c * out_stride, out_dtype, result, n);
+        else
+            V(store_as)(out + c * out_stride, out_dtype, result);
+    }
+#undef LOGITS
+#undef CLASS_WEIGHTS
+}

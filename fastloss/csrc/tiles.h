@@ -1,0 +1,264 @@
+/* One tile of a softmax task: which rows it holds, what their targets say, and which kernel does them. Included once
+ * per working type. */
+
+#undef NATIVE
+#if WORKING_TYPE == 32
+#define NATIVE FL_F32
+#else
+#define NATIVE FL_F64
+#endif
+
+/* Targets of probability and softmax rows: none is ignored, none is an index. */
+#undef NO_INDEX
+#define NO_INDEX (-2)
+
+/* The fast kernels know index targets in the working type, and either class weights or smoothing. */
+static bool V(is_plain)(const softmax_task *task) {
+    const fl_cross_entropy_call *call = &task->call;
+    return task->kind == 0 && call->target && !(call->softcap > 0) && !(call->weight && call->label_smoothing > 0) &&
+           call->logits.dtype == NATIVE && (!call->grad.data || call->grad.dtype == NATIVE);
+}
+
+/* The factors of target number `row`, of class y. */
+static INLINE void V(target_factors)(const softmax_task *task, ptrdiff_t row, ptrdiff_t y, REAL *a, REAL *s, REAL *g) {
+    const fl_cross_entropy_call *call = &task->call;
+    const REAL *weight = call->weight, *sample_weight = call->sample_weight, *grad_output = call->grad_output;
+    const REAL share = (REAL)(1 - call->label_smoothing);
+    *a = y < 0 ? 0 : weight ? weight[y] * share : share;
+    *s = sample_weight ? sample_weight[row] : 1;
+    *g = (REAL)(task->scale * *s * (grad_output ? grad_output[row] : 1));
+}
+
+/* The classes of n targets from number `first` on, or -1 where ignored. False where one is out of range. */
+static INLINE bool V(target_classes)(const softmax_task *task, ptrdiff_t first, ptrdiff_t n, int64_t *y) {
+    const fl_cross_entropy_call *call = &task->call;
+    if (!call->target || task->nothing_counts) {
+        for (ptrdiff_t i = 0; i < n; i++) y[i] = task->nothing_counts ? -1 : NO_INDEX;
+        return true;
+    }
+    bool fine = true;
+    load_targets(call->target, call->target_dtype, first, n, y);
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const bool in_range = (uint64_t)y[i] < (uint64_t)call->classes;
+        const bool ignored = is_ignored(call, y[i]);
+        fine = fine && (in_range || ignored);
+        if (ignored) y[i] = -1;
+    }
+    return fine;
+}
+
+/* Where the logits, or another array, of an outer position begin. */
+static INLINE ptrdiff_t V(offset)(const fl_array *array, const ptrdiff_t n[2], ptrdiff_t outer) {
+    return n[1] > 0 ? outer / n[1] * array->stride[0] + outer % n[1] * array->stride[1] : 0;
+}
+
+static void V(fill_zero)(char *out, ptrdiff_t size, ptrdiff_t classes, ptrdiff_t class_stride, ptrdiff_t n) {
+    if (class_stride == 1 && n == 1) {
+        memset(out, 0, (size_t)(classes * size));
+        return;
+    }
+    for (ptrdiff_t c = 0; c < classes; c++) memset(out + c * class_stride * size, 0, (size_t)(n * size));
+}
+
+/* Rows whose classes are contiguous, in lanes: copied into a tile, which any_lanes works on in place. */
+static void V(any_short_rows)(const softmax_task *task, V(batch) * batch) {
+    const fl_cross_entropy_call *call = &task->call;
+    const ptrdiff_t classes = call->classes;
+    for (ptrdiff_t first = 0; first < batch->count; first += LANES) {
+        REAL tile[SHORT_ROW * LANES], probs[SHORT_ROW * LANES], row[SHORT_ROW + LANES];
+        const ptrdiff_t n = batch->count - first < LANES ? batch->count - first : LANES;
+        V(lane_batch) lanes;
+        for (ptrdiff_t r = 0; r < LANES; r++) {
+            const ptrdiff_t i = first + (r < n ? r : 0);
+            V(load_block)(batch->z[i], call->logits.dtype, classes, 0, row);
+            for (ptrdiff_t c = 0; c < classes; c++) tile[c * LANES + r] = row[c];
+            if (batch->probs[i])
+                for (ptrdiff_t c = 0; c < classes; c++) probs[c * LANES + r] = batch->probs[i][c];
+            lanes.y[r] = (V(index))batch->y[i];
+            lanes.a[r] = batch->a[i];
+            lanes.s[r] = batch->s[i];
+            lanes.g[r] = batch->g[i];
+        }
+        const ptrdiff_t stride = LANES * (ptrdiff_t)sizeof(REAL);
+        V(any_lanes)(task, (const char *)tile, stride, NATIVE, batch->grad[first] ? (char *)tile : NULL, stride, NATIVE,
+                     batch->probs[first] ? probs : NULL, LANES, &lanes, 0, LANES);
+        for (ptrdiff_t r = 0; r < n; r++) {
+            batch->loss[first + r] = lanes.loss[r];
+            if (!batch->grad[first + r]) continue;
+            for (ptrdiff_t c = 0; c < classes; c++) row[c] = tile[c * LANES + r];
+            V(store_block)(batch->grad[first + r], call->grad.dtype, classes, row);
+        }
+    }
+}
+
+/* Classes contiguous: rows [first, end). */
+static int V(row_tile)(const softmax_task *task, ptrdiff_t first, ptrdiff_t end, double *loss) {
+    const fl_cross_entropy_call *call = &task->call;
+    const bool plain = V(is_plain)(task);
+    const ptrdiff_t in_size = dtype_size(call->logits.dtype), out_size = dtype_size(call->grad.dtype);
+    REAL *losses = call->losses;
+    double sum = 0;
+    V(batch) batch;
+    for (ptrdiff_t from = first; from < end; from += ROW_BATCH) {
+        const ptrdiff_t n = end - from < ROW_BATCH ? end - from : ROW_BATCH;
+        int64_t y[ROW_BATCH];
+        ptrdiff_t row[ROW_BATCH];
+        if (!V(target_classes)(task, from, n, y)) return FL_ERROR_INDEX;
+        batch.count = 0;
+        for (ptrdiff_t i = 0; i < n; i++) {
+            char *grad = call->grad.data;
+            if (grad) grad += V(offset)(&call->grad, call->n, from + i) * out_size;
+            if (y[i] == -1) {
+                if (grad) V(fill_zero)(grad, out_size, call->classes, 1, 1);
+                if (losses) losses[from + i] = 0;
+                continue;
+            }
+            const ptrdiff_t k = batch.count++;
+            row[k] = from + i;
+            batch.z[k] = (const char *)call->logits.data + V(offset)(&call->logits, call->n, from + i) * in_size;
+            batch.grad[k] = grad;
+            batch.probs[k] = call->target_probs.data;
+            if (batch.probs[k]) batch.probs[k] += V(offset)(&call->target_probs, call->n, from + i);
+            batch.y[k] = (ptrdiff_t)y[i];
+            V(target_factors)(task, from + i, batch.y[k], &batch.a[k], &batch.s[k], &batch.g[k]);
+        }
+        for (ptrdiff_t k = batch.count; k % LANES; k++) batch.a[k] = batch.s[k] = batch.g[k] = 0;
+        if (plain)
+            V(index_rows)(task, &batch);
+        else if (call->classes <= SHORT_ROW)
+            V(any_short_rows)(task, &batch);
+        else
+            for (ptrdiff_t k = 0; k < batch.count; k++) V(any_row)(task, &batch, k);
+        for (ptrdiff_t k = 0; k < batch.count; k++) {
+            sum += (double)batch.loss[k];
+            if (losses) losses[row[k]] = batch.loss[k];
+        }
+    }
+    *loss = sum;
+    return FL_OK;
+}
+
+/* Classes a stride apart: targets [first, end) of position `outer`. */
+static int V(lane_tile)(const softmax_task *task, ptrdiff_t outer, ptrdiff_t first, ptrdiff_t end, double *loss) {
+    const fl_cross_entropy_call *call = &task->call;
+    const bool plain = V(is_plain)(task);
+    const ptrdiff_t in_size = dtype_size(call->logits.dtype), out_size = dtype_size(call->grad.dtype);
+    const char *z = (const char *)call->logits.data + V(offset)(&call->logits, call->n, outer) * in_size;
+    char *grad = call->grad.data;
+    if (grad) grad += V(offset)(&call->grad, call->n, outer) * out_size;
+    const REAL *probs = call->target_probs.data;
+    if (probs) probs += V(offset)(&call->target_probs, call->n, outer);
+    REAL *losses = call->losses;
+    double sum = 0;
+    V(lane_batch) batch;
+    for (ptrdiff_t from = first; from < end; from += LANE_TARGETS) {
+        const ptrdiff_t n = end - from < LANE_TARGETS ? end - from : LANE_TARGETS;
+        const ptrdiff_t row = outer * call->inner + from;
+        int64_t y[LANE_TARGETS];
+        if (!V(target_classes)(task, row, n, y)) return FL_ERROR_INDEX;
+        ptrdiff_t ignored = 0;
+        for (ptrdiff_t i = 0; i < n; i++) {
+            ignored += y[i] == -1;
+            batch.y[i] = (V(index))y[i];
+            V(target_factors)(task, row + i, (ptrdiff_t)y[i], &batch.a[i], &batch.s[i], &batch.g[i]);
+        }
+        for (ptrdiff_t i = n; i < LANE_TARGETS; i++) {
+            batch.y[i] = -1;
+            batch.a[i] = batch.s[i] = batch.g[i] = 0;
+        }
+        batch.any_ignored = ignored > 0;
+        if (ignored == n) {
+            if (grad) V(fill_zero)(grad + from * out_size, out_size, call->classes, call->grad.class_stride, n);
+            if (losses) memset(losses + row, 0, (size_t)n * sizeof *losses);
+            continue;
+        }
+        if (plain) {
+            V(index_lanes)(task, (const REAL *)z + from, grad ? (REAL *)grad + from : NULL, &batch, n);
+        } else {
+            for (ptrdiff_t i = 0; i < n; i += LANES)
+                V(any_lanes)(task, z + (from + i) * in_size, call->logits.class_stride * in_size, call->logits.dtype,
+                             grad ? grad + (from + i) * out_size : NULL, call->grad.class_stride * out_size,
+                             call->grad.dtype, probs ? probs + from + i : NULL, call->target_probs.class_stride, &batch,
+                             i, n - i < LANES ? n - i : LANES);
+        }
+        for (ptrdiff_t i = 0; i < n; i++) {
+            sum += (double)batch.loss[i];
+            if (losses) losses[row + i] = batch.loss[i];
+        }
+    }
+    *loss = sum;
+    return FL_OK;
+}
+
+/* The targets of a tile: [first, end) of every outer position in [outer, outer_end). */
+#ifndef TILE_RANGE
+#define TILE_RANGE
+typedef struct {
+    ptrdiff_t outer, outer_end, first, end;
+} tile_range;
+
+static inline tile_range range_of_tile(const softmax_task *task, ptrdiff_t tile) {
+    const fl_cross_entropy_call *call = &task->call;
+    const bool rows = call->inner == 1;
+    const ptrdiff_t length = rows ? task->rows : call->inner, outers = rows ? 1 : call->n[0] * call->n[1];
+    const ptrdiff_t pieces = (length + task->tile_rows - 1) / task->tile_rows;
+    tile_range r;
+    r.outer = tile / pieces * task->tile_outer;
+    r.outer_end = r.outer + task->tile_outer < outers ? r.outer + task->tile_outer : outers;
+    r.first = tile % pieces * task->tile_rows;
+    r.end = r.first + task->tile_rows < length ? r.first + task->tile_rows : length;
+    return r;
+}
+#endif
+
+static int V(tile)(const softmax_task *task, ptrdiff_t tile, double *loss) {
+    const tile_range r = range_of_tile(task, tile);
+    *loss = 0;
+    for (ptrdiff_t outer = r.outer; outer < r.outer_end; outer++) {
+        double part = 0;
+        const int status = task->call.inner == 1 ? V(row_tile)(task, r.first, r.end, &part)
+                                                 : V(lane_tile)(task, outer, r.first, r.end, &part);
+        if (status != FL_OK) return status;
+        *loss += part;
+    }
+    return FL_OK;
+}
+
+/* The share of the mean's denominator of n targets from number `first` on, and the first that is out of range. */
+static void V(check_targets)(const softmax_task *task, ptrdiff_t first, ptrdiff_t n, fl_target_check *check) {
+    const fl_cross_entropy_call *call = &task->call;
+    const REAL *weight = call->weight, *sample_weight = call->sample_weight;
+    double sum = 0;
+    for (ptrdiff_t from = first; from < first + n; from += ROW_BATCH) {
+        const ptrdiff_t count = first + n - from < ROW_BATCH ? first + n - from : ROW_BATCH;
+        int64_t y[ROW_BATCH];
+        if (!V(target_classes)(task, from, count, y)) {
+            load_targets(call->target, call->target_dtype, from, count, y);
+            ptrdiff_t i = 0;
+            while ((uint64_t)y[i] < (uint64_t)call->classes || is_ignored(call, y[i])) i++;
+            check->bad_position = from + i;
+            check->bad_value = y[i];
+            return;
+        }
+        if (!weight && !sample_weight) {
+            ptrdiff_t counted = 0;
+            for (ptrdiff_t i = 0; i < count; i++) counted += y[i] != -1;
+            sum += (double)counted;
+            continue;
+        }
+        for (ptrdiff_t i = 0; i < count; i++)
+            if (y[i] != -1)
+                sum += (weight && y[i] >= 0 ? (double)weight[y[i]] : 1) *
+                       (sample_weight ? (double)sample_weight[from + i] : 1);
+    }
+    check->weight += sum;
+}
+
+static void V(check)(const softmax_task *task, ptrdiff_t tile, fl_target_check *check) {
+    const tile_range r = range_of_tile(task, tile);
+    check->weight = 0;
+    check->bad_position = -1;
+    check->bad_value = 0;
+    for (ptrdiff_t outer = r.outer; outer < r.outer_end && check->bad_position < 0; outer++)
+        V(check_targets)(task, outer * task->call.inner + r.first, r.end - r.first, check);
+}

@@ -1,0 +1,150 @@
+/* Vector operations, AVX-512 form (F, BW, DQ, VL): 16 floats or 8 doubles. vec_avx2.h lists what each one means. */
+#include <immintrin.h>
+
+#define VEC_BYTES 64
+#define VEC_HAS_FMA 1
+
+typedef __m512 f_vec;
+typedef __m512i f_int;
+typedef __mmask16 f_mask;
+typedef int32_t f_index;
+typedef struct {
+    __m512d low, high;
+} f_acc;
+
+static INLINE f_vec f_load(const float *p) { return _mm512_loadu_ps(p); }
+static INLINE void f_store(float *p, f_vec v) { _mm512_storeu_ps(p, v); }
+static INLINE void f_stream(float *p, f_vec v) { _mm512_stream_ps(p, v); }
+static INLINE f_mask f_first(ptrdiff_t n) { return (f_mask)((1u << n) - 1); }
+static INLINE f_vec f_load_part(const float *p, ptrdiff_t n, float fill) {
+    return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), f_first(n), p);
+}
+static INLINE void f_store_part(float *p, f_vec v, ptrdiff_t n) { _mm512_mask_storeu_ps(p, f_first(n), v); }
+static INLINE f_vec f_set(float x) { return _mm512_set1_ps(x); }
+static INLINE f_vec f_add(f_vec a, f_vec b) { return _mm512_add_ps(a, b); }
+static INLINE f_vec f_sub(f_vec a, f_vec b) { return _mm512_sub_ps(a, b); }
+static INLINE f_vec f_mul(f_vec a, f_vec b) { return _mm512_mul_ps(a, b); }
+static INLINE f_vec f_div(f_vec a, f_vec b) { return _mm512_div_ps(a, b); }
+static INLINE f_vec f_fma(f_vec a, f_vec b, f_vec c) { return _mm512_fmadd_ps(a, b, c); }
+static INLINE f_vec f_fnma(f_vec a, f_vec b, f_vec c) { return _mm512_fnmadd_ps(a, b, c); }
+static INLINE f_vec f_max(f_vec a, f_vec b) { return _mm512_max_ps(a, b); }
+static INLINE f_vec f_min(f_vec a, f_vec b) { return _mm512_min_ps(a, b); }
+static INLINE f_vec f_abs(f_vec a) { return _mm512_abs_ps(a); }
+static INLINE f_mask f_lt(f_vec a, f_vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+static INLINE f_mask f_eq(f_vec a, f_vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+static INLINE f_vec f_select(f_mask m, f_vec a, f_vec b) { return _mm512_mask_blend_ps(m, b, a); }
+static INLINE f_vec f_zero_where(f_mask m, f_vec a) { return _mm512_maskz_mov_ps((f_mask)~m, a); }
+static INLINE f_vec f_pow2(f_vec t) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t), 23));
+}
+static INLINE f_int f_int_load(const f_index *p) { return _mm512_loadu_si512(p); }
+static INLINE f_int f_int_set(f_index x) { return _mm512_set1_epi32(x); }
+static INLINE f_mask f_int_eq(f_int a, f_int b) { return _mm512_cmpeq_epi32_mask(a, b); }
+static INLINE f_int f_bits(f_vec v) { return _mm512_castps_si512(v); }
+static INLINE f_vec f_from_bits(f_int v) { return _mm512_castsi512_ps(v); }
+static INLINE f_int f_int_add(f_int a, f_int b) { return _mm512_add_epi32(a, b); }
+static INLINE f_int f_int_and(f_int a, f_int b) { return _mm512_and_si512(a, b); }
+static INLINE f_vec f_exponent(f_int v) { return _mm512_cvtepi32_ps(_mm512_srai_epi32(v, 23)); }
+static INLINE float f_hmax(f_vec v) { return _mm512_reduce_max_ps(v); }
+static INLINE f_acc f_acc_zero(void) { return (f_acc){_mm512_setzero_pd(), _mm512_setzero_pd()}; }
+static INLINE void f_acc_add(f_acc *acc, f_vec v) {
+    acc->low = _mm512_add_pd(acc->low, _mm512_cvtps_pd(_mm512_castps512_ps256(v)));
+    acc->high = _mm512_add_pd(acc->high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)));
+}
+static INLINE double f_acc_sum(f_acc acc) { return _mm512_reduce_add_pd(_mm512_add_pd(acc.low, acc.high)); }
+static INLINE f_vec f_acc_lanes(f_acc acc) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(acc.low)), _mm512_cvtpd_ps(acc.high), 1);
+}
+
+#define REDUCE_ROWS_F(name, op)                                                                           \
+    static INLINE f_vec name(const f_vec v[16]) {                                                         \
+        f_vec quad[4];                                                                                    \
+        for (int i = 0; i < 4; i++) {                                                                     \
+            const f_vec *r = v + 4 * i;                                                                   \
+            const f_vec ab = op(_mm512_unpacklo_ps(r[0], r[1]), _mm512_unpackhi_ps(r[0], r[1]));          \
+            const f_vec cd = op(_mm512_unpacklo_ps(r[2], r[3]), _mm512_unpackhi_ps(r[2], r[3]));          \
+            quad[i] = op(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));               \
+        }                                                                                                 \
+        const f_vec x = op(_mm512_shuffle_f32x4(quad[0], quad[1], 0x88), _mm512_shuffle_f32x4(quad[0], quad[1], 0xdd)); \
+        const f_vec y = op(_mm512_shuffle_f32x4(quad[2], quad[3], 0x88), _mm512_shuffle_f32x4(quad[2], quad[3], 0xdd)); \
+        return op(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));                    \
+    }
+REDUCE_ROWS_F(f_rows_max, _mm512_max_ps)
+REDUCE_ROWS_F(f_rows_sum, _mm512_add_ps)
+
+static INLINE f_vec f_load_f16(const uint16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+static INLINE void f_store_f16(uint16_t *p, f_vec v) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static INLINE f_vec f_load_bf16(const uint16_t *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+static INLINE void f_store_bf16(uint16_t *p, f_vec v) {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i nan = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __m512i kept = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), nan);
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+}
+
+typedef __m512d d_vec;
+typedef __m512i d_int;
+typedef __mmask8 d_mask;
+typedef int64_t d_index;
+typedef struct {
+    __m512d all;
+} d_acc;
+
+static INLINE d_vec d_load(const double *p) { return _mm512_loadu_pd(p); }
+static INLINE void d_store(double *p, d_vec v) { _mm512_storeu_pd(p, v); }
+static INLINE void d_stream(double *p, d_vec v) { _mm512_stream_pd(p, v); }
+static INLINE d_mask d_first(ptrdiff_t n) { return (d_mask)((1u << n) - 1); }
+static INLINE d_vec d_load_part(const double *p, ptrdiff_t n, double fill) {
+    return _mm512_mask_loadu_pd(_mm512_set1_pd(fill), d_first(n), p);
+}
+static INLINE void d_store_part(double *p, d_vec v, ptrdiff_t n) { _mm512_mask_storeu_pd(p, d_first(n), v); }
+static INLINE d_vec d_set(double x) { return _mm512_set1_pd(x); }
+static INLINE d_vec d_add(d_vec a, d_vec b) { return _mm512_add_pd(a, b); }
+static INLINE d_vec d_sub(d_vec a, d_vec b) { return _mm512_sub_pd(a, b); }
+static INLINE d_vec d_mul(d_vec a, d_vec b) { return _mm512_mul_pd(a, b); }
+static INLINE d_vec d_div(d_vec a, d_vec b) { return _mm512_div_pd(a, b); }
+static INLINE d_vec d_fma(d_vec a, d_vec b, d_vec c) { return _mm512_fmadd_pd(a, b, c); }
+static INLINE d_vec d_fnma(d_vec a, d_vec b, d_vec c) { return _mm512_fnmadd_pd(a, b, c); }
+static INLINE d_vec d_max(d_vec a, d_vec b) { return _mm512_max_pd(a, b); }
+static INLINE d_vec d_min(d_vec a, d_vec b) { return _mm512_min_pd(a, b); }
+static INLINE d_vec d_abs(d_vec a) { return _mm512_abs_pd(a); }
+static INLINE d_mask d_lt(d_vec a, d_vec b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
+static INLINE d_mask d_eq(d_vec a, d_vec b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
+static INLINE d_vec d_select(d_mask m, d_vec a, d_vec b) { return _mm512_mask_blend_pd(m, b, a); }
+static INLINE d_vec d_zero_where(d_mask m, d_vec a) { return _mm512_maskz_mov_pd((d_mask)~m, a); }
+static INLINE d_vec d_pow2(d_vec t) {
+    return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(t), 52));
+}
+static INLINE d_int d_int_load(const d_index *p) { return _mm512_loadu_si512(p); }
+static INLINE d_int d_int_set(d_index x) { return _mm512_set1_epi64(x); }
+static INLINE d_mask d_int_eq(d_int a, d_int b) { return _mm512_cmpeq_epi64_mask(a, b); }
+static INLINE d_int d_bits(d_vec v) { return _mm512_castpd_si512(v); }
+static INLINE d_vec d_from_bits(d_int v) { return _mm512_castsi512_pd(v); }
+static INLINE d_int d_int_add(d_int a, d_int b) { return _mm512_add_epi64(a, b); }
+static INLINE d_int d_int_and(d_int a, d_int b) { return _mm512_and_si512(a, b); }
+static INLINE d_vec d_exponent(d_int v) { return _mm512_cvtepi64_pd(_mm512_srai_epi64(v, 52)); }
+static INLINE double d_hmax(d_vec v) { return _mm512_reduce_max_pd(v); }
+static INLINE d_acc d_acc_zero(void) { return (d_acc){_mm512_setzero_pd()}; }
+static INLINE void d_acc_add(d_acc *acc, d_vec v) { acc->all = _mm512_add_pd(acc->all, v); }
+static INLINE double d_acc_sum(d_acc acc) { return _mm512_reduce_add_pd(acc.all); }
+static INLINE d_vec d_acc_lanes(d_acc acc) { return acc.all; }
+
+#define REDUCE_ROWS_D(name, op)                                                                     \
+    static INLINE d_vec name(const d_vec v[8]) {                                                    \
+        d_vec pair[4];                                                                              \
+        for (int i = 0; i < 4; i++)                                                                 \
+            pair[i] = op(_mm512_unpacklo_pd(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_pd(v[2 * i], v[2 * i + 1])); \
+        const d_vec x = op(_mm512_shuffle_f64x2(pair[0], pair[1], 0x88), _mm512_shuffle_f64x2(pair[0], pair[1], 0xdd)); \
+        const d_vec y = op(_mm512_shuffle_f64x2(pair[2], pair[3], 0x88), _mm512_shuffle_f64x2(pair[2], pair[3], 0xdd)); \
+        return op(_mm512_shuffle_f64x2(x, y, 0x88), _mm512_shuffle_f64x2(x, y, 0xdd));              \
+    }
+REDUCE_ROWS_D(d_rows_max, _mm512_max_pd)
+REDUCE_ROWS_D(d_rows_sum, _mm512_add_pd)

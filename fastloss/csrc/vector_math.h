@@ -1,0 +1,149 @@
+/* exp, expm1, log1p on vectors. Included once per working type. Coefficients: minimax.py. Errors: tests/c/test_math.c,
+ * over every float, and sampled for double. */
+
+#undef EXP_SCALE_BITS
+#if WORKING_TYPE == 32
+
+/* Scaled exponentials e^x 2^24 stay normal numbers wherever e^x is not zero, subnormals included. */
+#define EXP_SCALE_BITS 24
+
+static INLINE f_vec f_exp_tail(f_vec r) {
+    f_vec p = f_fma(f_set(0x1.6a23d2p-10f), r, f_set(0x1.123a26p-7f));
+    p = f_fma(p, r, f_set(0x1.5558f4p-5f));
+    p = f_fma(p, r, f_set(0x1.555490p-3f));
+    p = f_fma(p, r, f_set(0x1.fffffcp-2f));
+    p = f_fma(p, r, f_set(1.0f));
+    return f_mul(p, r);
+}
+
+/* log(1 + f) = 2 s + s R(z), z = s^2. */
+static INLINE f_vec f_log_tail(f_vec z) {
+    f_vec p = f_fma(f_set(0x1.31e2c6p-2f), z, f_set(0x1.995ec0p-2f));
+    p = f_fma(p, z, f_set(0x1.55557ap-1f));
+    return f_mul(p, z);
+}
+
+/* x < 2^23 in units of ln 2; the constant's upper part has 9 bits, so that n * upper is exact without FMA too. */
+#define EXP_PER_LN2 0x1.715476p+0f
+#define EXP_LN2_UPPER 0x1.63p-1f
+#define EXP_LN2_LOWER -0x1.bd0106p-13f
+#define EXP_ROUND 0x1.8p23f
+#define EXP_BIAS 127
+#define LOG_MANTISSA 0x007fffff
+#define LOG_SQRT_HALF 0x3f3504f3
+#define LOG_ONE 0x3f800000
+
+#else
+
+#define EXP_SCALE_BITS 53
+
+static INLINE d_vec d_exp_tail(d_vec r) {
+    d_vec p = d_fma(d_set(0x1.ad7f457020b3fp-26), r, d_set(0x1.28ad9def2129fp-22));
+    p = d_fma(p, r, d_set(0x1.71df25b33092ap-19));
+    p = d_fma(p, r, d_set(0x1.a01999dfd5278p-16));
+    p = d_fma(p, r, d_set(0x1.a01a012a0d266p-13));
+    p = d_fma(p, r, d_set(0x1.6c16c184399bfp-10));
+    p = d_fma(p, r, d_set(0x1.1111111127d1bp-7));
+    p = d_fma(p, r, d_set(0x1.555555555083ap-5));
+    p = d_fma(p, r, d_set(0x1.55555555554f9p-3));
+    p = d_fma(p, r, d_set(0x1.000000000000ap-1));
+    p = d_fma(p, r, d_set(1.0));
+    return d_mul(p, r);
+}
+
+static INLINE d_vec d_log_tail(d_vec z) {
+    d_vec p = d_fma(d_set(0x1.2f071e68b62b2p-3), z, d_set(0x1.39a195775ba1ep-3));
+    p = d_fma(p, z, d_set(0x1.746640143a4bfp-3));
+    p = d_fma(p, z, d_set(0x1.c71c52050dca6p-3));
+    p = d_fma(p, z, d_set(0x1.24924941f4a16p-2));
+    p = d_fma(p, z, d_set(0x1.999999997fd9bp-2));
+    p = d_fma(p, z, d_set(0x1.5555555555592p-1));
+    return d_mul(p, z);
+}
+
+#undef EXP_PER_LN2
+#undef EXP_LN2_UPPER
+#undef EXP_LN2_LOWER
+#undef EXP_ROUND
+#undef EXP_BIAS
+#undef LOG_MANTISSA
+#undef LOG_SQRT_HALF
+#undef LOG_ONE
+#define EXP_PER_LN2 0x1.71547652b82fep+0
+#define EXP_LN2_UPPER 0x1.62e42feep-1
+#define EXP_LN2_LOWER 0x1.a39ef35793c76p-33
+#define EXP_ROUND 0x1.8p52
+#define EXP_BIAS 1023
+#define LOG_MANTISSA 0x000fffffffffffff
+#define LOG_SQRT_HALF 0x3fe6a09e667f3bcd
+#define LOG_ONE 0x3ff0000000000000
+
+#endif
+
+/* x = n ln 2 + r: *power becomes 2^(n + scale_bits), and the result is e^r - 1. Adding 1.5 * 2^mantissa rounds to an
+ * integer and leaves n, with the exponent's bias, in the low bits. Where n reaches the lower end, power is exactly 0. */
+static INLINE V(vec) V(exp_split)(V(vec) x, int scale_bits, V(vec) * power) {
+    const V(vec) round = V(set)(EXP_ROUND + EXP_BIAS + scale_bits);
+    const V(vec) lowest = V(set)((REAL)(-(EXP_BIAS + scale_bits)) / EXP_PER_LN2);
+    x = V(max)(lowest, x);
+    const V(vec) t = V(fma)(x, V(set)(EXP_PER_LN2), round);
+    const V(vec) n = V(sub)(t, round);
+    V(vec) r = V(fnma)(n, V(set)(EXP_LN2_UPPER), x);
+    r = V(fnma)(n, V(set)(EXP_LN2_LOWER), r);
+    *power = V(pow2)(t);
+    return V(exp_tail)(r);
+}
+
+/* e^x 2^EXP_SCALE_BITS; exactly 0 for -inf, exactly 2^EXP_SCALE_BITS for 0. The caller keeps x below 60. */
+static INLINE V(vec) V(exp_scaled)(V(vec) x) {
+    V(vec) power;
+    const V(vec) tail = V(exp_split)(x, EXP_SCALE_BITS, &power);
+    return V(fma)(tail, power, power);
+}
+
+static INLINE V(vec) V(unscale)(V(vec) e) { return V(mul)(e, V(set)((REAL)1 / ((uint64_t)1 << EXP_SCALE_BITS))); }
+
+static INLINE V(vec) V(exp)(V(vec) x) { return V(unscale)(V(exp_scaled)(x)); }
+
+/* e^x - 1 for x <= 0. */
+static INLINE V(vec) V(expm1)(V(vec) x) {
+    V(vec) power;
+    const V(vec) tail = V(exp_split)(x, 0, &power);
+    return V(fma)(tail, power, V(sub)(power, V(set)(1)));
+}
+
+/* log(1 + x) for finite x > -1/2. 1 + x = u + c with u rounded; u = 2^k (1 + f). */
+static INLINE V(vec) V(log1p)(V(vec) x) {
+    const V(vec) one = V(set)(1);
+    const V(vec) u = V(add)(one, x);
+    const V(vec) x_in_u = V(sub)(u, one);
+    const V(vec) c = V(div)(V(add)(V(sub)(one, V(sub)(u, x_in_u)), V(sub)(x, x_in_u)), u);
+    const V(int) shifted = V(int_add)(V(bits)(u), V(int_set)(LOG_ONE - LOG_SQRT_HALF));
+    const V(vec) k = V(sub)(V(exponent)(shifted), V(set)(EXP_BIAS));
+    const V(int) mantissa = V(int_add)(V(int_and)(shifted, V(int_set)(LOG_MANTISSA)), V(int_set)(LOG_SQRT_HALF));
+    const V(vec) f = V(sub)(V(from_bits)(mantissa), one);
+    const V(vec) s = V(div)(f, V(add)(V(set)(2), f));
+    const V(vec) half_square = V(mul)(V(set)((REAL)0.5), V(mul)(f, f));
+    /* log(1 + f) = f - (f^2 / 2 - s (f^2 / 2 + R)) */
+    const V(vec) tail = V(fma)(s, V(add)(half_square, V(log_tail)(V(mul)(s, s))), V(fma)(k, V(set)(EXP_LN2_LOWER), c));
+    const V(vec) log_u = V(fma)(k, V(set)(EXP_LN2_UPPER), V(sub)(f, V(sub)(half_square, tail)));
+    /* NaN has no exponent to split off: x - x keeps it. */
+    return V(add)(log_u, V(sub)(x, x));
+}
+
+#if WORKING_TYPE == 32
+/* log(1 + u) for u in [0, 1], as u - u^2 Q(u): fewer operations than f_log1p, and no division. */
+static INLINE f_vec f_log1p_unit(f_vec u) {
+    f_vec q = f_fma(f_set(0x1.b2f010p-9f), u, f_set(-0x1.4b0542p-6f));
+    q = f_fma(q, u, f_set(0x1.d8607ep-5f));
+    q = f_fma(q, u, f_set(-0x1.b5787cp-4f));
+    q = f_fma(q, u, f_set(0x1.3a7a26p-3f));
+    q = f_fma(q, u, f_set(-0x1.935c82p-3f));
+    q = f_fma(q, u, f_set(0x1.ff26dcp-3f));
+    q = f_fma(q, u, f_set(-0x1.554df0p-2f));
+    q = f_fma(q, u, f_set(0x1.ffffd2p-2f));
+    return f_fnma(f_mul(u, u), q, u);
+}
+#else
+static INLINE d_vec d_log1p_unit(d_vec u) { return d_log1p(u); }
+#endif

@@ -1,0 +1,18 @@
+/* Names that depend on the working type: define WORKING_TYPE as 32 or 64 and include this, then the templates. V(exp)
+ * is f_exp or d_exp, REAL is float or double. */
+#undef V
+#undef REAL
+#undef LANES
+#undef REAL_LOWEST
+
+#define LANES ((ptrdiff_t)(VEC_BYTES / sizeof(REAL)))
+
+#if WORKING_TYPE == 32
+#define V(name) f_##name
+#define REAL float
+#define REAL_LOWEST (-FLT_MAX)
+#else
+#define V(name) d_##name
+#define REAL double
+#define REAL_LOWEST (-DBL_MAX)
+#endif

@@ -1,0 +1,969 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The compiled engine: the C kernels, in parallel over the tiles of a call.
+
+A tile's size does not depend on the number of threads, and the tiles' sums are added in order, so the bits of a result
+do not depend on it either."""
+
+import os
+
+import numpy as np
+
+cimport numpy as cnp
+from cpython.pythread cimport (
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_release_lock,
+    PyThread_type_lock,
+    WAIT_LOCK,
+)
+from cpython.object cimport PyTypeObject
+from cpython.ref cimport Py_INCREF, PyObject
+from cython.parallel cimport prange
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free, malloc
+
+from fastloss import threads, validate
+
+cnp.import_array()
+
+cdef extern from "fastloss.h" nogil:
+    enum:
+        FL_OK
+        FL_ERROR_INDEX
+        FL_F32
+        FL_F64
+        FL_F16
+        FL_BF16
+        FL_I8
+        FL_I16
+        FL_I32
+        FL_I64
+        FL_U8
+        FL_U16
+        FL_U32
+        FL_U64
+        FL_MEAN
+        FL_SUM
+        FL_NONE
+        FL_SOFTMAX
+        FL_LOG_SOFTMAX
+        FL_LOGSUMEXP
+        FL_ENTROPY
+        FL_SIGMOID
+        FL_LOG_SIGMOID
+        FL_SOFTPLUS
+
+    ctypedef struct fl_array:
+        void *data
+        int dtype
+        Py_ssize_t stride[2]
+        Py_ssize_t class_stride
+
+    ctypedef struct fl_cross_entropy_call:
+        Py_ssize_t n[2]
+        Py_ssize_t classes
+        Py_ssize_t inner
+        fl_array logits
+        fl_array grad
+        const void *target
+        int target_dtype
+        fl_array target_probs
+        const void *weight
+        const void *sample_weight
+        const void *grad_output
+        void *losses
+        double grad_scale
+        int64_t ignore_index
+        double label_smoothing
+        double z_loss
+        double softcap
+        int reduction
+        double normalizer
+
+    ctypedef struct fl_target_check:
+        double weight
+        Py_ssize_t bad_position
+
+    ctypedef struct fl_broadcast:
+        const void *data
+        Py_ssize_t stride[3]
+
+    ctypedef struct fl_bce_call:
+        Py_ssize_t n[3]
+        const void *logits
+        int logits_dtype
+        void *grad
+        int grad_dtype
+        const void *target
+        int target_dtype
+        fl_broadcast weight
+        fl_broadcast pos_weight
+        const void *grad_output
+        void *losses
+        double grad_scale
+        double label_smoothing
+        int has_ignore
+        double ignore_value
+        int reduction
+        double normalizer
+
+    ctypedef struct fl_softmax_call:
+        int kind
+        Py_ssize_t n[2]
+        Py_ssize_t classes
+        Py_ssize_t inner
+        fl_array logits
+        fl_array output
+        void *values
+
+    const char *fl_status_name(int status)
+    const char *fl_isa()
+    const char *fl_isa_list()
+    fl_cross_entropy_call fl_cross_entropy_call_init()
+    int fl_cross_entropy_tiles(const fl_cross_entropy_call *, Py_ssize_t *)
+    int fl_cross_entropy_check(const fl_cross_entropy_call *, Py_ssize_t, fl_target_check *)
+    int fl_cross_entropy_tile(const fl_cross_entropy_call *, Py_ssize_t, double *)
+    fl_bce_call fl_bce_call_init()
+    int fl_bce_tiles(const fl_bce_call *, Py_ssize_t *)
+    int fl_bce_check(const fl_bce_call *, Py_ssize_t, fl_target_check *)
+    int fl_bce_tile(const fl_bce_call *, Py_ssize_t, double *)
+    fl_softmax_call fl_softmax_call_init()
+    int fl_softmax_tiles(const fl_softmax_call *, Py_ssize_t *)
+    int fl_softmax_tile(const fl_softmax_call *, Py_ssize_t)
+    int fl_map(int, int, const void *, Py_ssize_t, void *)
+
+cdef extern from "numpy/arrayobject.h":
+    cnp.ndarray PyArray_NewFromDescr(
+        PyTypeObject *subtype, cnp.PyArray_Descr *descr, int nd, const cnp.npy_intp *dims, const cnp.npy_intp *strides, void *data,
+        int flags, PyObject *obj
+    )
+
+cdef extern from "platform.h" nogil:
+    int have_openmp()
+    int openmp_threads()
+    int openmp_processors()
+    int is_forked_child
+    void watch_forks()
+    void *allocate_pages(size_t)
+    void free_pages(void *)
+
+
+# ---- What the engine says of itself ---------------------------------------------------------------------------------
+
+
+def isa():
+    """The instruction set in use."""
+    return fl_isa().decode()
+
+
+def isa_list():
+    """The instruction sets that this build has and this CPU can run, narrowest first."""
+    return tuple(fl_isa_list().decode().split())
+
+
+def threading():
+    return "OpenMP" if have_openmp() else "serial: built without OpenMP"
+
+
+watch_forks()
+if fl_isa() == NULL:
+    raise ValueError(
+        f"FASTLOSS_ISA is {os.environ['FASTLOSS_ISA']!r}, which this CPU or build does not have: "
+        f"choose from {', '.join(isa_list())}"
+    )
+
+
+# ---- Threads --------------------------------------------------------------------------------------------------------
+
+# Below this many elements a second thread costs more than it does.
+cdef enum:
+    SERIAL_ELEMENTS = 65536
+
+# What OpenMP would use unless someone limits it (threadpoolctl, torch.set_num_threads): less than this is a limit.
+cdef int openmp_default = threads.from_environment({"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")}) \
+    or openmp_processors()
+
+
+cdef int thread_count(object num_threads, Py_ssize_t elements) except -1:
+    cdef int count, limit
+    if elements < SERIAL_ELEMENTS or is_forked_child or not have_openmp():
+        return 1
+    if num_threads is not None:
+        return num_threads
+    count = threads.get_num_threads()
+    limit = openmp_threads()
+    return limit if limit < openmp_default and limit < count else count
+
+
+# ---- Memory: gradients are large, and fresh pages cost more than the kernels that fill them --------------------------
+
+cdef enum:
+    POOL_SLOTS = 32
+# Smaller arrays are left to NumPy.
+cdef enum:
+    POOLED_BYTES = 262144
+cdef enum:
+    HUGE_PAGE = 2097152
+
+cdef struct Block:
+    void *data
+    size_t size
+
+cdef Block pool[POOL_SLOTS]  # oldest first
+cdef int pooled = 0
+cdef size_t pooled_bytes = 0
+cdef size_t pool_limit = 1 << 30
+cdef PyThread_type_lock pool_lock = PyThread_allocate_lock()
+
+
+cdef void drop(int slot) noexcept nogil:
+    """Takes a block out of the pool; the caller holds the lock."""
+    global pooled, pooled_bytes
+    cdef int i
+    pooled_bytes -= pool[slot].size
+    pooled -= 1
+    for i in range(slot, pooled):
+        pool[i] = pool[i + 1]
+
+
+cdef void shrink_pool(size_t limit) noexcept nogil:
+    """Frees the oldest blocks until the rest fits; the caller holds the lock."""
+    while pooled > 0 and pooled_bytes > limit:
+        free_pages(pool[0].data)
+        drop(0)
+
+
+cdef class Buffer:
+    """Memory of an array that was handed out; it goes back to the pool with the last view on it."""
+    cdef void *data
+    cdef size_t size
+
+    def __cinit__(self, size_t size):
+        cdef int i, best = -1
+        size = (size + HUGE_PAGE - 1) // HUGE_PAGE * HUGE_PAGE if size >= 2 * HUGE_PAGE else size
+        PyThread_acquire_lock(pool_lock, WAIT_LOCK)
+        for i in range(pooled):
+            if size <= pool[i].size <= size + size // 4 and (best < 0 or pool[i].size < pool[best].size):
+                best = i
+        if best >= 0:
+            self.data = pool[best].data
+            self.size = pool[best].size
+            drop(best)
+        PyThread_release_lock(pool_lock)
+        if best < 0:
+            self.data = allocate_pages(size)
+            if self.data == NULL:
+                raise MemoryError(f"no memory for a gradient of {size} bytes")
+            self.size = size
+
+    def __dealloc__(self):
+        global pooled, pooled_bytes
+        if self.data == NULL:
+            return
+        PyThread_acquire_lock(pool_lock, WAIT_LOCK)
+        if self.size <= pool_limit:
+            if pooled == POOL_SLOTS:
+                free_pages(pool[0].data)
+                drop(0)
+            pool[pooled].data = self.data
+            pool[pooled].size = self.size
+            pooled += 1
+            pooled_bytes += self.size
+            shrink_pool(pool_limit)
+            self.data = NULL
+        PyThread_release_lock(pool_lock)
+        if self.data != NULL:
+            free_pages(self.data)
+
+
+def set_buffer_limit(limit):
+    global pool_limit
+    PyThread_acquire_lock(pool_lock, WAIT_LOCK)
+    pool_limit = limit
+    shrink_pool(pool_limit)
+    PyThread_release_lock(pool_lock)
+
+
+def pooled_memory():
+    """Bytes that wait for their next use."""
+    return pooled_bytes
+
+
+cdef cnp.ndarray new_array(int ndim, cnp.npy_intp *shape, cnp.ndarray like):
+    """An uninitialised C-contiguous array of like's dtype."""
+    cdef cnp.PyArray_Descr *dtype = cnp.PyArray_DESCR(like)
+    cdef size_t size = cnp.PyArray_ITEMSIZE(like)
+    cdef Buffer buffer
+    cdef cnp.ndarray array
+    cdef int i
+    for i in range(ndim):
+        size *= shape[i]
+    Py_INCREF(<object>dtype)  # which NewFromDescr takes
+    if size < POOLED_BYTES:
+        return PyArray_NewFromDescr(<PyTypeObject *>cnp.ndarray, dtype, ndim, shape, NULL, NULL, 0, NULL)
+    buffer = Buffer(size)
+    array = PyArray_NewFromDescr(<PyTypeObject *>cnp.ndarray, dtype, ndim, shape, NULL, buffer.data, cnp.NPY_ARRAY_CARRAY, NULL)
+    cnp.set_array_base(array, buffer)
+    return array
+
+
+cdef cnp.ndarray new_like(cnp.ndarray array):
+    """An uninitialised array of the same shape and dtype, its axes in the same order in memory."""
+    cdef int ndim = array.ndim, i
+    cdef cnp.npy_intp shape[64]
+    if cnp.PyArray_IS_C_CONTIGUOUS(array):
+        return new_array(ndim, array.shape, array)
+    order = sorted(range(ndim), key=lambda axis: -abs((<cnp.ndarray>array).strides[axis]))
+    for i in range(ndim):
+        shape[i] = array.shape[order[i]]
+    return new_array(ndim, shape, array).transpose(np.argsort(order))
+
+
+# ---- From arrays to the C structs -----------------------------------------------------------------------------------
+
+cdef int bfloat16_number = -1  # NumPy's number for ml_dtypes.bfloat16, once one has been seen
+
+
+cdef int dtype_code(cnp.ndarray array) except -1:
+    """fastloss.h's code for a native dtype, or 0."""
+    global bfloat16_number
+    cdef int number = cnp.PyArray_TYPE(array)
+    cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(array)
+    if number == cnp.NPY_FLOAT32:
+        return FL_F32
+    if number == cnp.NPY_FLOAT64:
+        return FL_F64
+    if number == cnp.NPY_FLOAT16:
+        return FL_F16
+    if number == cnp.NPY_BOOL:
+        return FL_U8
+    if cnp.PyTypeNum_ISSIGNED(number) and cnp.PyTypeNum_ISINTEGER(number):
+        return FL_I8 if size == 1 else FL_I16 if size == 2 else FL_I32 if size == 4 else FL_I64
+    if cnp.PyTypeNum_ISINTEGER(number):
+        return FL_U8 if size == 1 else FL_U16 if size == 2 else FL_U32 if size == 4 else FL_U64
+    if number != bfloat16_number and array.dtype.name == "bfloat16":
+        bfloat16_number = number
+    return FL_BF16 if number == bfloat16_number else 0
+
+
+cdef inline bint is_float_code(int code) noexcept:
+    return code == FL_F32 or code == FL_F64 or code == FL_F16 or code == FL_BF16
+
+
+cdef bint is_simple(cnp.ndarray array):
+    """Whether the kernels can read it as it stands, but for its strides."""
+    return cnp.PyArray_ISNOTSWAPPED(array) and cnp.PyArray_ISALIGNED(array)
+
+
+cdef list merged(list shape, list strides):
+    """Neighbouring axes joined where every array allows it: [(length, (stride of each array, ...)), ...]."""
+    cdef list axes = []
+    for length, steps in zip(shape, zip(*strides)):
+        if length == 1:
+            continue
+        if axes and all([outer == inner * length for outer, inner in zip(axes[len(axes) - 1][1], steps)]):
+            axes.append((axes.pop()[0] * length, steps))
+        else:
+            axes.append((length, steps))
+    return axes
+
+
+def batch_layout(shape, int axis, strides):
+    """How fastloss.h sees arrays of one shape: (n, inner, outer strides of each array), or None.
+
+    strides: of each array, in elements.
+    """
+    cdef int i
+    count = len(strides)
+    if 0 in shape:
+        return (0, 0), 1, [(0, 0)] * count
+    others = [i for i in range(len(shape)) if i != axis]
+    axes = merged([shape[i] for i in others], [[s[i] for i in others] for s in strides])
+    if all(s[axis] == 1 or shape[axis] == 1 for s in strides):
+        inner = 1
+    elif axes and all([step == 1 for step in axes[len(axes) - 1][1]]):
+        # Only positions behind the class axis may be joined: those in front of it have other class strides.
+        inner = axes.pop()[0]
+    else:
+        return None
+    if len(axes) > 2:
+        return None
+    axes = [(1, (0,) * count)] * (2 - len(axes)) + axes
+    return (axes[0][0], axes[1][0]), inner, [(axes[0][1][k], axes[1][1][k]) for k in range(count)]
+
+
+cdef tuple element_strides(cnp.ndarray array):
+    cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(array)
+    cdef int i
+    return tuple([array.strides[i] // size for i in range(array.ndim)])
+
+
+cdef fl_array as_fl_array(cnp.ndarray array, int axis, tuple outer, bint inner):
+    cdef fl_array result
+    result.data = cnp.PyArray_DATA(array)
+    result.dtype = dtype_code(array)
+    result.stride[0] = outer[0]
+    result.stride[1] = outer[1]
+    result.class_stride = array.strides[axis] // cnp.PyArray_ITEMSIZE(array) if inner else 1
+    return result
+
+
+# A vector of positions would be mostly empty below this many behind the class axis.
+cdef enum:
+    FEW_POSITIONS = 8
+
+
+cdef list to_common_layout(list arrays, int axis):
+    """(arrays, axis, layout): the arrays as they are where the kernels can walk them, else copies.
+
+    Copies have their classes last.
+    """
+    cdef cnp.ndarray array
+    shape = (<object>arrays[0]).shape
+    layout = None
+    if all(is_simple(array) for array in arrays):
+        layout = batch_layout(shape, axis, [element_strides(array) for array in arrays])
+        if layout is not None and 1 < layout[1] < FEW_POSITIONS:
+            layout = None
+    if layout is None:
+        arrays = [np.ascontiguousarray(np.moveaxis(array, axis, -1)) for array in arrays]
+        axis = len(shape) - 1
+        layout = batch_layout((<object>arrays[0]).shape, axis, [element_strides(array) for array in arrays])
+    return [arrays, axis, layout]
+
+
+cdef void *pointer(object array):
+    return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray>array)
+
+
+cdef int raise_status(int status) except -1:
+    raise RuntimeError(f"fastloss's C library refused a call: {fl_status_name(status).decode()}")
+
+
+# ---- Running the tiles ----------------------------------------------------------------------------------------------
+
+# A call's tiles, and what each one found.
+cdef struct Tiles:
+    Py_ssize_t count
+    double *sums
+    fl_target_check *checks
+
+
+cdef int make_tiles(Tiles *tiles, Py_ssize_t count) except -1:
+    tiles.count = count
+    tiles.sums = <double *> malloc((count + 1) * (sizeof(double) + sizeof(fl_target_check)))
+    if tiles.sums == NULL:
+        raise MemoryError
+    tiles.checks = <fl_target_check *> (tiles.sums + count)
+    return 0
+
+
+cdef double in_order(Tiles *tiles) noexcept nogil:
+    cdef double total = 0
+    cdef Py_ssize_t i
+    for i in range(tiles.count):
+        total += tiles.sums[i]
+    return total
+
+
+cdef int check_cross_entropy(const fl_cross_entropy_call *call, Tiles *tiles, int thread_number, double *weight) noexcept nogil:
+    """Reads the targets: FL_OK and the mean's denominator, or FL_ERROR_INDEX."""
+    cdef Py_ssize_t i
+    cdef int status = FL_OK
+    if thread_number == 1:
+        for i in range(tiles.count):
+            fl_cross_entropy_check(call, i, &tiles.checks[i])
+    else:
+        for i in prange(tiles.count, schedule="static", num_threads=thread_number):
+            fl_cross_entropy_check(call, i, &tiles.checks[i])
+    weight[0] = 0
+    for i in range(tiles.count):
+        weight[0] += tiles.checks[i].weight
+        if tiles.checks[i].bad_position >= 0:
+            status = FL_ERROR_INDEX
+    return status
+
+
+cdef double run_cross_entropy(const fl_cross_entropy_call *call, Tiles *tiles, int thread_number) noexcept nogil:
+    cdef Py_ssize_t i
+    if thread_number == 1:
+        for i in range(tiles.count):
+            fl_cross_entropy_tile(call, i, &tiles.sums[i])
+    else:
+        for i in prange(tiles.count, schedule="static", num_threads=thread_number):
+            fl_cross_entropy_tile(call, i, &tiles.sums[i])
+    return in_order(tiles)
+
+
+cdef double reduced(double total, double denominator, bint mean, bint empty_is_zero) noexcept:
+    if not mean:
+        return total
+    if denominator == 0:
+        return 0.0 if empty_is_zero else float("nan")
+    return total / denominator
+
+
+# ---- Cross-entropy --------------------------------------------------------------------------------------------------
+
+
+cdef bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether two contiguous arrays share memory."""
+    cdef char *p = <char *> cnp.PyArray_DATA(a)
+    cdef char *q = <char *> cnp.PyArray_DATA(b)
+    return p < q + cnp.PyArray_NBYTES(b) and q < p + cnp.PyArray_NBYTES(a)
+
+
+cdef bint is_plain_array(object array):
+    return type(array) is cnp.ndarray and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray>array)
+
+
+cdef bint is_plain_output(object out, cnp.ndarray logits, cnp.ndarray target):
+    cdef cnp.ndarray array
+    if type(out) is not cnp.ndarray or not cnp.PyArray_ISCARRAY(<cnp.ndarray>out):
+        return False
+    array = out
+    if cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(logits) or not cnp.PyArray_SAMESHAPE(array, logits):
+        return False
+    if overlap(array, target):
+        return False
+    return cnp.PyArray_DATA(array) == cnp.PyArray_DATA(logits) or not overlap(array, logits)
+
+
+def plain_cross_entropy(
+    object logits,
+    object target,
+    object ignore_index,
+    object label_smoothing,
+    object z_loss,
+    object axis,
+    object empty,
+    object reduction,
+    bint return_grad,
+    object out_grad,
+    object grad_output,
+    object num_threads,
+):
+    """The common call, without the cost of the general one: contiguous arrays, index targets, simple options.
+
+    None where anything is out of the ordinary, errors included: the general way follows then.
+    """
+    cdef fl_cross_entropy_call call
+    cdef cnp.ndarray z, y, grad = None
+    cdef Tiles tiles
+    cdef Py_ssize_t count, outer = 1, inner = 1, classes
+    cdef int code, class_axis, i, ndim, thread_number, status
+    cdef double denominator = 0, total = 0
+    if not is_plain_array(logits) or not is_plain_array(target):
+        return None
+    if type(axis) is not int or type(ignore_index) is not int:
+        return None
+    z = logits
+    y = target
+    code = dtype_code(z)
+    ndim = z.ndim
+    if not is_float_code(code) or ndim == 0 or y.ndim != ndim - 1 or not -ndim <= axis < ndim and ndim > 1:
+        return None
+    if not cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(y)):
+        return None
+    class_axis = 0 if ndim == 1 else axis
+    if class_axis < 0:
+        class_axis += ndim
+    for i in range(ndim):
+        if i < class_axis:
+            outer *= z.shape[i]
+            if y.shape[i] != z.shape[i]:
+                return None
+        elif i > class_axis:
+            inner *= z.shape[i]
+            if y.shape[i - 1] != z.shape[i]:
+                return None
+    classes = z.shape[class_axis]
+    if classes == 0 or 1 < inner < FEW_POSITIONS or outer == 0 or inner == 0:
+        return None
+    if out_grad is not None and not is_plain_output(out_grad, z, y):
+        return None
+    call = fl_cross_entropy_call_init()
+    if reduction == "sum":
+        call.reduction = FL_SUM
+    elif reduction != "mean":
+        return None
+    if empty != "nan" and empty != "zero":
+        return None
+    if type(label_smoothing) is not float or type(z_loss) is not float:
+        return None
+    call.label_smoothing = label_smoothing
+    call.z_loss = z_loss
+    if grad_output is not None:
+        if type(grad_output) is not float:
+            return None
+        call.grad_scale = grad_output
+    if num_threads is not None and (type(num_threads) is not int or num_threads < 1):
+        return None
+    if not -(1 << 63) <= ignore_index < 1 << 63:
+        return None
+    call.ignore_index = ignore_index
+    call.n[0] = 1
+    call.n[1] = outer
+    call.inner = inner
+    call.classes = classes
+    call.target = cnp.PyArray_DATA(y)
+    call.target_dtype = dtype_code(y)
+    call.logits.data = cnp.PyArray_DATA(z)
+    call.logits.dtype = call.grad.dtype = code
+    call.logits.stride[1] = call.grad.stride[1] = classes * inner
+    call.logits.class_stride = call.grad.class_stride = inner
+    if fl_cross_entropy_tiles(&call, &count) != FL_OK:
+        return None
+    thread_number = thread_count(num_threads, outer * inner * classes)
+    make_tiles(&tiles, count)
+    try:
+        with nogil:
+            status = check_cross_entropy(&call, &tiles, thread_number, &denominator)
+        if status != FL_OK:
+            return None
+        if return_grad or out_grad is not None:
+            grad = new_array(ndim, z.shape, z) if out_grad is None else out_grad
+            call.grad.data = cnp.PyArray_DATA(grad)
+        call.normalizer = denominator
+        with nogil:
+            total = run_cross_entropy(&call, &tiles, thread_number)
+    finally:
+        free(tiles.sums)
+    total = reduced(total, denominator, call.reduction == FL_MEAN, empty == "zero")
+    return total if grad is None else (total, grad)
+
+
+def cross_entropy(problem):
+    """(loss, gradient or None) of a validate.CrossEntropyProblem."""
+    cdef fl_cross_entropy_call call = fl_cross_entropy_call_init()
+    cdef Tiles tiles
+    cdef Py_ssize_t count = 0
+    cdef int thread_number, status, axis = problem.axis
+    cdef double denominator = 0, total = 0
+    cdef bint mean = problem.reduction == "mean"
+    logits = problem.logits
+    out = grad = None
+    arrays = [logits]
+    if problem.want_grad:
+        out = grad = new_like(logits) if problem.out_grad is None else problem.out_grad
+        # The kernels write a gradient in the working type of the logits, or a narrower one.
+        if not is_simple(grad) or (grad.dtype.itemsize == 8) != (logits.dtype.itemsize == 8):
+            grad = np.empty_like(logits, problem.compute_dtype)
+        arrays.append(grad)
+    if problem.is_probabilities:
+        arrays.append(problem.target)
+    arrays, axis, layout = to_common_layout(arrays, axis)
+    n, inner, outer = layout
+    call.n[0] = n[0]
+    call.n[1] = n[1]
+    call.inner = inner
+    call.classes = problem.classes
+    call.logits = as_fl_array(arrays[0], axis, outer[0], inner > 1)
+    if problem.want_grad:
+        grad = arrays[1]
+        call.grad = as_fl_array(grad, axis, outer[1], inner > 1)
+    if problem.is_probabilities:
+        call.target_probs = as_fl_array(arrays[len(arrays) - 1], axis, outer[len(arrays) - 1], inner > 1)
+    else:
+        call.target = pointer(problem.target)
+        call.target_dtype = dtype_code(problem.target)
+    call.weight = pointer(problem.weight)
+    call.sample_weight = pointer(problem.sample_weight)
+    losses = None
+    if problem.reduction == "none":
+        losses = np.empty(problem.row_shape, problem.compute_dtype)
+        call.losses = pointer(losses)
+        call.reduction = FL_NONE
+    elif problem.reduction == "sum":
+        call.reduction = FL_SUM
+    if isinstance(problem.grad_output, float):
+        call.grad_scale = problem.grad_output
+    else:
+        call.grad_output = pointer(problem.grad_output)
+    call.ignore_index = problem.ignore_index
+    call.label_smoothing = problem.label_smoothing
+    call.z_loss = problem.z_loss
+    call.softcap = 0 if problem.softcap is None else problem.softcap
+    status = fl_cross_entropy_tiles(&call, &count)
+    if status != FL_OK:
+        raise_status(status)
+    thread_number = thread_count(problem.num_threads, logits.size)
+    make_tiles(&tiles, count)
+    try:
+        with nogil:
+            status = check_cross_entropy(&call, &tiles, thread_number, &denominator)
+        if status != FL_OK:
+            validate.raise_bad_index(problem)
+        validate.check_denominator(problem, denominator)
+        if problem.normalizer is not None:
+            denominator = problem.normalizer
+        call.normalizer = denominator
+        with nogil:
+            total = run_cross_entropy(&call, &tiles, thread_number)
+    finally:
+        free(tiles.sums)
+    if out is not None and grad is not out:
+        copy_back(out, grad, problem.axis, axis)
+    return losses if losses is not None else reduced(total, denominator, mean, problem.empty == "zero"), out
+
+
+def copy_back(out, grad, int out_axis, int axis):
+    """Copies a gradient, whose class axis may have moved, to where the user wants it."""
+    with np.errstate(all="ignore"):
+        out[...] = np.moveaxis(grad, axis, out_axis)
+
+
+# ---- Binary cross-entropy -------------------------------------------------------------------------------------------
+
+
+cdef double check_binary(const fl_bce_call *call, Tiles *tiles, int thread_number) noexcept nogil:
+    """The mean's denominator."""
+    cdef Py_ssize_t i
+    cdef double weight = 0
+    if thread_number == 1:
+        for i in range(tiles.count):
+            fl_bce_check(call, i, &tiles.checks[i])
+    else:
+        for i in prange(tiles.count, schedule="static", num_threads=thread_number):
+            fl_bce_check(call, i, &tiles.checks[i])
+    for i in range(tiles.count):
+        weight += tiles.checks[i].weight
+    return weight
+
+
+cdef double run_binary(const fl_bce_call *call, Tiles *tiles, int thread_number) noexcept nogil:
+    cdef Py_ssize_t i
+    if thread_number == 1:
+        for i in range(tiles.count):
+            fl_bce_tile(call, i, &tiles.sums[i])
+    else:
+        for i in prange(tiles.count, schedule="static", num_threads=thread_number):
+            fl_bce_tile(call, i, &tiles.sums[i])
+    return in_order(tiles)
+
+
+cdef double binary_total(fl_bce_call *call, object num_threads, double *denominator) except? -1:
+    """Runs a call that is complete but for its normalizer: the sum of the losses, and the denominator."""
+    cdef Tiles tiles
+    cdef Py_ssize_t count = 0
+    cdef double total
+    cdef Py_ssize_t elements = call.n[0] * call.n[1] * call.n[2]
+    cdef int status = fl_bce_tiles(call, &count), thread_number = thread_count(num_threads, elements)
+    if status != FL_OK:
+        raise_status(status)
+    make_tiles(&tiles, count)
+    with nogil:
+        denominator[0] = check_binary(call, &tiles, thread_number) if call.has_ignore else <double>elements
+        call.normalizer = denominator[0]
+        total = run_binary(call, &tiles, thread_number)
+    free(tiles.sums)
+    return total
+
+
+def plain_binary_cross_entropy_with_logits(
+    object logits,
+    object target,
+    object label_smoothing,
+    object reduction,
+    bint return_grad,
+    object out_grad,
+    object grad_output,
+    object num_threads,
+):
+    """The common call: contiguous arrays, simple options. None where anything is out of the ordinary."""
+    cdef fl_bce_call call
+    cdef cnp.ndarray z, y, grad = None
+    cdef double denominator = 0, total
+    cdef int code
+    if not is_plain_array(logits) or not is_plain_array(target):
+        return None
+    z = logits
+    y = target
+    code = dtype_code(z)
+    call = fl_bce_call_init()
+    call.target_dtype = dtype_code(y)
+    if not is_float_code(code) or call.target_dtype == 0 or not cnp.PyArray_SAMESHAPE(z, y) or cnp.PyArray_SIZE(z) == 0:
+        return None
+    if out_grad is not None and not is_plain_output(out_grad, z, y):
+        return None
+    if reduction == "sum":
+        call.reduction = FL_SUM
+    elif reduction != "mean":
+        return None
+    if type(label_smoothing) is not float or not 0 <= label_smoothing <= 1:
+        return None
+    call.label_smoothing = label_smoothing
+    if grad_output is not None:
+        if type(grad_output) is not float:
+            return None
+        call.grad_scale = grad_output
+    if num_threads is not None and (type(num_threads) is not int or num_threads < 1):
+        return None
+    call.n[2] = cnp.PyArray_SIZE(z)
+    call.logits = cnp.PyArray_DATA(z)
+    call.target = cnp.PyArray_DATA(y)
+    call.logits_dtype = call.grad_dtype = code
+    if return_grad or out_grad is not None:
+        grad = new_array(z.ndim, z.shape, z) if out_grad is None else out_grad
+        call.grad = cnp.PyArray_DATA(grad)
+    total = binary_total(&call, num_threads, &denominator)
+    total = reduced(total, denominator, call.reduction == FL_MEAN, False)
+    return total if grad is None else (total, grad)
+
+
+def broadcast_layout(shape, arrays):
+    """Three lengths, and three strides in elements of each array, which broadcasts to shape; or None."""
+    strides = []
+    for array in arrays:
+        view = np.broadcast_to(array, shape)
+        strides.append([s // array.itemsize for s in view.strides])
+    contiguous = []
+    step = 1
+    for length in reversed(shape):
+        contiguous.insert(0, step)
+        step *= length
+    axes = merged(list(shape), [contiguous, *strides])
+    if len(axes) > 3:
+        return None
+    axes = [(1, (0,) * (len(arrays) + 1))] * (3 - len(axes)) + axes
+    return [a[0] for a in axes], [[a[1][k + 1] for a in axes] for k in range(len(arrays))]
+
+
+def binary_cross_entropy_with_logits(problem):
+    """(loss, gradient or None) of a validate.BinaryProblem."""
+    cdef fl_bce_call call = fl_bce_call_init()
+    cdef double denominator = 0, total
+    cdef int i
+    shape = problem.logits.shape
+    logits = np.ascontiguousarray(problem.logits).reshape(shape)
+    target = np.ascontiguousarray(problem.target).reshape(shape)
+    out = grad = None
+    if problem.want_grad:
+        out = grad = new_array_like_contiguous(logits) if problem.out_grad is None else problem.out_grad
+        if not cnp.PyArray_ISCARRAY(<cnp.ndarray>grad) or (grad.dtype.itemsize == 8) != (logits.dtype.itemsize == 8):
+            grad = np.empty(shape, problem.compute_dtype)
+        call.grad = pointer(grad)
+        call.grad_dtype = dtype_code(grad)
+    call.logits = pointer(logits)
+    call.logits_dtype = dtype_code(logits)
+    call.target = pointer(target)
+    call.target_dtype = dtype_code(target)
+    call.n[2] = logits.size
+    weights = [w for w in (problem.weight, problem.pos_weight) if w is not None]
+    if weights and logits.size:
+        layout = broadcast_layout(shape, weights)
+        if layout is None:
+            weights = [np.ascontiguousarray(np.broadcast_to(w, shape)) for w in weights]
+            layout = broadcast_layout(shape, weights)
+        lengths, strides = layout
+        for i in range(3):
+            call.n[i] = lengths[i]
+        k = 0
+        if problem.weight is not None:
+            call.weight.data = pointer(weights[k])
+            for i in range(3):
+                call.weight.stride[i] = strides[k][i]
+            k += 1
+        if problem.pos_weight is not None:
+            call.pos_weight.data = pointer(weights[k])
+            for i in range(3):
+                call.pos_weight.stride[i] = strides[k][i]
+    losses = None
+    if problem.reduction == "none":
+        losses = np.empty(shape, problem.compute_dtype)
+        call.losses = pointer(losses)
+        call.reduction = FL_NONE
+    elif problem.reduction == "sum":
+        call.reduction = FL_SUM
+    if isinstance(problem.grad_output, float):
+        call.grad_scale = problem.grad_output
+    else:
+        call.grad_output = pointer(problem.grad_output)
+    call.label_smoothing = problem.label_smoothing
+    if problem.ignore_index is not None:
+        call.has_ignore = 1
+        call.ignore_value = problem.ignore_index
+    total = binary_total(&call, problem.num_threads, &denominator)
+    if out is not None and grad is not out:
+        copy_back(out, grad, 0, 0)
+    return losses if losses is not None else reduced(total, denominator, problem.reduction == "mean", False), out
+
+
+cdef cnp.ndarray new_array_like_contiguous(cnp.ndarray array):
+    return new_array(array.ndim, array.shape, array)
+
+
+# ---- Primitives -----------------------------------------------------------------------------------------------------
+
+cdef dict SOFTMAX_KINDS = {
+    "softmax": FL_SOFTMAX, "log_softmax": FL_LOG_SOFTMAX, "logsumexp": FL_LOGSUMEXP, "entropy": FL_ENTROPY
+}
+cdef dict MAP_KINDS = {"sigmoid": FL_SIGMOID, "log_sigmoid": FL_LOG_SIGMOID, "softplus": FL_SOFTPLUS}
+
+
+def softmax(problem):
+    """The result of a validate.SoftmaxProblem."""
+    cdef fl_softmax_call call = fl_softmax_call_init()
+    cdef Py_ssize_t count = 0, i
+    cdef int status, axis, thread_number
+    cdef bint per_row = problem.kind in ("logsumexp", "entropy")
+    logits = problem.logits
+    arrays = [logits]
+    if per_row:
+        result = np.empty(problem.row_shape, problem.compute_dtype)
+        call.values = pointer(result)
+    else:
+        result = new_like(logits)
+        arrays.append(result)
+    arrays, axis, layout = to_common_layout(arrays, problem.axis)
+    n, inner, outer = layout
+    call.kind = SOFTMAX_KINDS[problem.kind]
+    call.n[0] = n[0]
+    call.n[1] = n[1]
+    call.inner = inner
+    call.classes = problem.classes
+    call.logits = as_fl_array(arrays[0], axis, outer[0], inner > 1)
+    if not per_row:
+        call.output = as_fl_array(arrays[1], axis, outer[1], inner > 1)
+    status = fl_softmax_tiles(&call, &count)
+    if status != FL_OK:
+        raise_status(status)
+    thread_number = thread_count(problem.num_threads, logits.size)
+    with nogil:
+        if thread_number == 1:
+            for i in range(count):
+                fl_softmax_tile(&call, i)
+        else:
+            for i in prange(count, schedule="static", num_threads=thread_number):
+                fl_softmax_tile(&call, i)
+    if not per_row and arrays[1] is not result:
+        copy_back(result, arrays[1], problem.axis, axis)
+    return result
+
+
+cdef enum:
+    MAP_TILE = 32768
+
+
+def map(problem):
+    """The result of a validate.MapProblem."""
+    cdef Py_ssize_t i, n, count
+    cdef int kind = MAP_KINDS[problem.kind], code, thread_number, size
+    cdef char *source
+    cdef char *target
+    x = np.ascontiguousarray(problem.x).reshape(problem.x.shape)
+    result = new_array_like_contiguous(x)
+    source = <char *> pointer(x)
+    target = <char *> pointer(result)
+    code = dtype_code(x)
+    size = x.itemsize
+    n = x.size
+    count = (n + MAP_TILE - 1) // MAP_TILE
+    thread_number = thread_count(problem.num_threads, n)
+    with nogil:
+        if thread_number == 1:
+            fl_map(kind, code, source, n, target)
+        else:
+            for i in prange(count, schedule="static", num_threads=thread_number):
+                fl_map(kind, code, source + i * MAP_TILE * size, min(MAP_TILE, n - i * MAP_TILE), target + i * MAP_TILE * size)
+    return result

@@ -1,0 +1,194 @@
+/* exp and log1p of one vector header, over every float that the kernels can pass, and sampled for double.
+ *
+ *     cc -O2 -fopenmp -I include -I fastloss/csrc -DVECTORS='"vec_avx2.h"' -mavx2 -mfma -mf16c tests/c/test_math.c -lm
+ *     ./a.out [double samples, default 100000000]
+ *
+ * Prints the worst error of each in ULP and the input that attains it; fails above 2 ULP. float is compared with
+ * double's functions, double with long double's. */
+#include <float.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+#include VECTORS
+
+#define WORKING_TYPE 32
+#include "working_type.h"
+#include "vector_math.h"
+#undef WORKING_TYPE
+#define WORKING_TYPE 64
+#include "working_type.h"
+#include "vector_math.h"
+
+#define FLOATS ((int)(VEC_BYTES / sizeof(float)))
+#define DOUBLES ((int)(VEC_BYTES / sizeof(double)))
+
+typedef struct {
+    double error, at;
+} worst;
+
+static worst larger(worst a, worst b) { return b.error > a.error || isnan(b.error) ? b : a; }
+
+static double ulps(long double got, long double want, int digits, int lowest) {
+    if (got == want) return 0;
+    if (isnan(got) || isinf(got)) return INFINITY;
+    int exponent;
+    frexpl(want, &exponent);
+    return (double)(fabsl(got - want) / ldexpl(1, (exponent < lowest ? lowest : exponent) - digits));
+}
+
+static int failures;
+static void report(const char *name, worst w) {
+    const bool fine = w.error <= 2;
+    printf("%-28s %.3f ULP at %a (%.9g)%s\n", name, w.error, w.at, w.at, fine ? "" : "  FAILED");
+    failures += !fine;
+}
+
+typedef enum { EXP, EXPM1, LOG1P, LOG1P_UNIT } function;
+
+static f_vec f_apply(function f, f_vec x) {
+    switch (f) {
+        case EXP:
+            return f_exp(x);
+        case EXPM1:
+            return f_expm1(x);
+        case LOG1P:
+            return f_log1p(x);
+        default:
+            return f_log1p_unit(x);
+    }
+}
+static d_vec d_apply(function f, d_vec x) {
+    switch (f) {
+        case EXP:
+            return d_exp(x);
+        case EXPM1:
+            return d_expm1(x);
+        case LOG1P:
+            return d_log1p(x);
+        default:
+            return d_log1p_unit(x);
+    }
+}
+static long double exact(function f, long double x) { return f == EXP ? expl(x) : f == EXPM1 ? expm1l(x) : log1pl(x); }
+static double exact_for_float(function f, double x) { return f == EXP ? exp(x) : f == EXPM1 ? expm1(x) : log1p(x); }
+
+/* Every float from `from` to `to`, which have one sign. */
+static worst every_float(function f, float from, float to) {
+    uint32_t low, high;
+    memcpy(&low, &from, 4);
+    memcpy(&high, &to, 4);
+    if (low > high) {
+        const uint32_t swap = low;
+        low = high;
+        high = swap;
+    }
+    worst all = {0, 0};
+#pragma omp parallel for schedule(static)
+    for (int64_t start = low; start <= (int64_t)high; start += 1 << 16) {
+        worst mine = {0, 0};
+        for (int64_t bits = start; bits < start + (1 << 16) && bits <= high; bits += FLOATS) {
+            float x[FLOATS], y[FLOATS];
+            for (int k = 0; k < FLOATS; k++) {
+                const uint32_t b = (uint32_t)(bits + k > high ? high : bits + k);
+                memcpy(&x[k], &b, 4);
+            }
+            f_store(y, f_apply(f, f_load(x)));
+            for (int k = 0; k < FLOATS; k++) {
+                const double want = exact_for_float(f, x[k]);
+                const worst w = {ulps(y[k], want, 24, -125), x[k]};
+                mine = larger(mine, w);
+            }
+        }
+#pragma omp critical
+        all = larger(all, mine);
+    }
+    return all;
+}
+
+static uint64_t next_random(uint64_t *state) { /* splitmix64 */
+    uint64_t z = (*state += 0x9e3779b97f4a7c15u);
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+/* Samples, half of them uniform between the ends, half with a uniform logarithm; and the ends and cases near k ln 2 /
+ * 2, where the argument's reduction is hardest. */
+static worst sampled(function f, double from, double to, int64_t samples) {
+    worst all = {0, 0};
+#pragma omp parallel for schedule(static)
+    for (int64_t chunk = 0; chunk < samples; chunk += 1 << 14) {
+        worst mine = {0, 0};
+        uint64_t state = (uint64_t)chunk * 77 + 1;
+        for (int64_t i = 0; i < 1 << 14; i += DOUBLES) {
+            double x[DOUBLES], y[DOUBLES];
+            for (int k = 0; k < DOUBLES; k++) {
+                const double u = (double)(next_random(&state) >> 11) * 0x1p-53;
+                x[k] = from + (to - from) * u;
+                if (k & 1) x[k] = (to == 0 || fabs(from) > fabs(to) ? from : to) * exp2(-60 * u);
+                if (i % 1024 == 0 && k == 0) x[k] = rint(x[k] / 0.34657359027997264) * 0.34657359027997264;
+                if (x[k] < from || x[k] > to) x[k] = from;
+            }
+            d_store(y, d_apply(f, d_load(x)));
+            for (int k = 0; k < DOUBLES; k++) {
+                const worst w = {ulps(y[k], exact(f, x[k]), 53, -1021), x[k]};
+                mine = larger(mine, w);
+            }
+        }
+#pragma omp critical
+        all = larger(all, mine);
+    }
+    return all;
+}
+
+static void exactly(const char *name, double got, double want) {
+    if (got == want || (isnan(got) && isnan(want))) return;
+    printf("%s is %a, not %a  FAILED\n", name, got, want);
+    failures++;
+}
+
+static float f_one(function f, float x) {
+    float y[FLOATS];
+    f_store(y, f_apply(f, f_set(x)));
+    return y[0];
+}
+static double d_one(function f, double x) {
+    double y[DOUBLES];
+    d_store(y, d_apply(f, d_set(x)));
+    return y[0];
+}
+
+int main(int argc, char **argv) {
+    const int64_t samples = argc > 1 ? atoll(argv[1]) : 100000000;
+    /* What the kernels rely on to the last bit. */
+    exactly("float exp(0)", f_one(EXP, 0), 1);
+    exactly("float exp(-inf)", f_one(EXP, -INFINITY), 0);
+    exactly("float exp(NaN)", f_one(EXP, NAN), NAN);
+    exactly("float log1p(0)", f_one(LOG1P, 0), 0);
+    exactly("float log1p(NaN)", f_one(LOG1P, NAN), NAN);
+    exactly("double exp(0)", d_one(EXP, 0), 1);
+    exactly("double exp(-inf)", d_one(EXP, -INFINITY), 0);
+    exactly("double exp(NaN)", d_one(EXP, NAN), NAN);
+    exactly("double log1p(0)", d_one(LOG1P, 0), 0);
+    exactly("double log1p(NaN)", d_one(LOG1P, NAN), NAN);
+    for (uint32_t payload = 1; payload < 1u << 23; payload += 4097) {
+        const uint32_t bits = 0x7f800000u | payload;
+        float nan;
+        memcpy(&nan, &bits, 4);
+        exactly("float exp(NaN with a payload)", f_one(EXP, nan), NAN);
+    }
+    report("float exp [-inf, 0]", larger(every_float(EXP, -0.0f, -FLT_MAX), every_float(EXP, 0, 17)));
+    report("float expm1 [-inf, 0]", every_float(EXPM1, -0.0f, -FLT_MAX));
+    report("float log1p [0, 2^31]", every_float(LOG1P, 0, 0x1p31f));
+    report("float log1p_unit [0, 1]", every_float(LOG1P_UNIT, 0, 1));
+    report("double exp [-745.2, 17]", larger(sampled(EXP, -745.2, 0, samples), sampled(EXP, 0, 17, samples / 4)));
+    report("double expm1 [-745, 0]", sampled(EXPM1, -745, 0, samples));
+    report("double expm1 [-1, 0]", sampled(EXPM1, -1, 0, samples));
+    report("double log1p [0, 1]", sampled(LOG1P, 0, 1, samples));
+    report("double log1p [0, 2^31]", sampled(LOG1P, 0, 0x1p31, samples));
+    return failures > 0;
+}

@@ -1,0 +1,100 @@
+"""Values from textbooks, papers and tutorials, and examples whose values were computed in 100 digits."""
+
+import math
+
+import numpy as np
+import pytest
+
+import fastloss as fl
+
+LOGITS = np.array(
+    [
+        [0.52, 1.23, 0.5, -1.95, 1.36, 0.67, -0.81, 0.87, 0.55, 0.44],
+        [0.04, 0.82, -1.1, -0.24, -0.72, 0.9, 0.06, -0.44, -1.17, -0.39],
+        [0.01, -0.41, 1.94, 1.51, -4.07, -2.83, -0.26, -0.63, 0.32, 0.33],
+        [3.18, -1.67, -0.57, 3.06, 0.97, 0.99, -0.77, -2.47, 0.25, 0.16],
+    ]
+)
+CLASSES = [3, 0, 9, 5]
+LABELS = np.array(
+    [
+        [0, 0, 1, 0, 0, 0, 0, 1, 0, 0],
+        [0, 1, 0, 1, 1, 0, 0, 0, 0, 1],
+        [1, 0, 0, 0, 1, 1, 0, 0, 0, 1],
+        [0, 0, 0, 0, 1, 0, 0, 0, 0, 0],
+    ]
+)
+
+
+@pytest.mark.parametrize("target", [2, [0.0, 0.0, 1.0]])
+def test_one_row(engine, target):
+    assert fl.cross_entropy([3.05, 3.13, 3.48], target, engine=engine) == pytest.approx(0.8566, abs=5e-5)
+
+
+def test_two_rows(engine):
+    logits = [[2, 0.1, 0.4], [1, 8, -1]]
+    assert fl.cross_entropy(np.array(logits), [1, 2], engine=engine) == pytest.approx(5.601112, abs=5e-7)
+    assert fl.cross_entropy(np.array(logits, np.float32), [1, 2], engine=engine) == pytest.approx(5.601112, abs=2e-6)
+
+
+def test_one_row_of_three(engine):
+    assert fl.cross_entropy([[-0.8956, 1.1171, 1.3302]], [1], engine=engine) == pytest.approx(0.8634, abs=5e-5)
+
+
+def test_distributions(engine):
+    target = np.array([[0.4, 0.1, 0.25, 0.25]])
+    logits = np.log([[0.3, 0.15, 0.25, 0.3]])
+    assert fl.cross_entropy(logits, target, engine=engine) == pytest.approx(1.3189, abs=5e-5)
+    assert fl.entropy(np.log(target), engine=engine)[0] == pytest.approx(
+        -sum(p * math.log(p) for p in target[0]), rel=1e-14
+    )
+    assert fl.cross_entropy(np.log(target), target, engine=engine) == pytest.approx(1.2899, abs=6e-5)
+
+
+def test_binary(engine):
+    loss = fl.binary_cross_entropy_with_logits([1.8, 0.75], [1, 0], engine=engine)
+    assert loss == pytest.approx(0.6449, abs=5e-5)
+    assert fl.sigmoid([1.8, 0.75], engine=engine) == pytest.approx([0.8581, 0.6792], abs=5e-5)
+
+
+def test_multi_class(engine):
+    losses = [4.887171175008664, 2.269606555430992, 2.521111720198434, 3.007510488575107]
+    assert fl.cross_entropy(LOGITS, CLASSES, engine=engine) == pytest.approx(3.171349984803299, rel=1e-14)
+    assert fl.cross_entropy(LOGITS, CLASSES, reduction="none", engine=engine) == pytest.approx(losses, rel=1e-14)
+    smooth = fl.cross_entropy(LOGITS, CLASSES, label_smoothing=0.1, engine=engine)
+    assert smooth == pytest.approx(3.156149984803299, rel=1e-14)
+
+
+def test_multi_label(engine):
+    loss = fl.binary_cross_entropy_with_logits(LOGITS, LABELS, engine=engine)
+    assert loss == pytest.approx(1.008855722210516, rel=1e-14)
+    probabilities = LABELS / LABELS.sum(axis=1, keepdims=True)
+    assert fl.cross_entropy(LOGITS, probabilities, engine=engine) == pytest.approx(3.053224984803299, rel=1e-14)
+
+
+def test_gradient_of_even_logits(engine):
+    loss, grad = fl.cross_entropy(np.zeros((2, 4)), [0, 3], return_grad=True, engine=engine)
+    assert loss == pytest.approx(math.log(4), rel=4e-15)
+    expected = np.array([[-0.375, 0.125, 0.125, 0.125], [0.125, 0.125, 0.125, -0.375]])
+    assert grad == pytest.approx(expected, rel=4e-15)
+    loss, grad = fl.binary_cross_entropy_with_logits(np.zeros(2), [0, 1], return_grad=True, engine=engine)
+    assert loss == pytest.approx(math.log(2), rel=4e-15)
+    assert grad == pytest.approx([0.25, -0.25], rel=4e-15)
+
+
+def test_primitives(engine):
+    x = np.array([[0.0, math.log(3.0)], [2.0, 2.0]])
+    assert fl.softmax(x, engine=engine) == pytest.approx(np.array([[0.25, 0.75], [0.5, 0.5]]), rel=4e-15)
+    assert fl.softmax(x, axis=0, engine=engine)[:, 0] == pytest.approx(
+        [1 / (1 + math.exp(2)), 1 / (1 + math.exp(-2))], rel=1e-14
+    )
+    assert fl.log_softmax(x, engine=engine) == pytest.approx(np.log([[0.25, 0.75], [0.5, 0.5]]), rel=1e-14)
+    assert fl.logsumexp(x, engine=engine) == pytest.approx([math.log(4), 2 + math.log(2)], rel=4e-15)
+    assert fl.entropy(x, engine=engine)[1] == pytest.approx(math.log(2), rel=4e-15)
+    assert fl.sigmoid([-50.0, 0.0], engine=engine) == pytest.approx([1.928749847963918e-22, 0.5], rel=1e-14)
+    assert fl.log_sigmoid([50.0, -2.0], engine=engine) == pytest.approx(
+        [-1.928749847963918e-22, -2.1269280110429727], rel=1e-14
+    )
+    assert fl.softplus([-50.0, 2.0], engine=engine) == pytest.approx(
+        [1.928749847963918e-22, 2.1269280110429727], rel=1e-14
+    )
