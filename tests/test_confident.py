@@ -120,3 +120,15 @@ def test_float32_sums_of_many_elements(engine):
     loss = fl.cross_entropy(rows, target[::2].astype(np.int8), engine=engine)
     gap = np.where(target[::2], exact[::2] - exact[1::2], exact[1::2] - exact[::2])
     assert loss == pytest.approx((np.maximum(gap, 0) + np.log1p(np.exp(-np.abs(gap)))).mean(), rel=2e-7)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_slope_of_a_saturated_softcap(engine, dtype, axis):
+    """1 - tanh^2 keeps its digits where tanh rounds to 1."""
+    logits = np.array([[20.0, -12.0, 3.0], [-9.0, 1.0, 16.0], [24.0, 23.0, -22.0]], dtype)
+    keywords = {"softcap": 2.0, "reduction": "sum", "axis": axis}
+    _, grad = fl.cross_entropy(logits, [0, 1, 2], return_grad=True, engine=engine, **keywords)
+    _, expected = oracle.cross_entropy(logits, [0, 1, 2], **keywords)
+    assert np.abs(expected).min() < 1e-9
+    assert np.abs(grad / expected - 1).max() <= (1e-5 if dtype == np.float32 else 1e-13)

@@ -361,3 +361,25 @@ def test_an_ignored_class_is_a_class_like_any(engine):
     assert loss == pytest.approx(fl.cross_entropy(logits[1:3], [1, 2], engine=engine), rel=1e-14)
     assert not grad[[0, 3]].any()
     assert (grad[1:3, 0] > 0).all()
+
+
+@every_dtype
+def test_binary_nan_of_weight_zero_stays(engine, dtype):
+    logits = np.array([NAN, 1.0, NAN], dtype)
+    losses, grad = fl.binary_cross_entropy_with_logits(
+        logits, [1, 0, 0], weight=[0, 0, 1], reduction="none", return_grad=True, engine=engine
+    )
+    assert np.array_equal(losses, [NAN, 0, NAN], equal_nan=True)
+    assert np.array_equal(grad.astype(np.float64), [NAN, 0, NAN], equal_nan=True)
+
+
+@every_dtype
+def test_large_elements(engine, dtype):
+    x = np.array([10000.0, -10000.0], dtype)
+    large = float(x[0])
+    assert fl.softplus(x, engine=engine).astype(np.float64).tolist() == [large, 0]
+    assert fl.log_sigmoid(x, engine=engine).astype(np.float64).tolist() == [0, -large]
+    assert fl.sigmoid(x, engine=engine).astype(np.float64).tolist() == [1, 0]
+    losses, grad = fl.binary_cross_entropy_with_logits(x, [0, 1], reduction="none", return_grad=True, engine=engine)
+    assert losses.tolist() == [large, large]
+    assert grad.astype(np.float64).tolist() == [1, -1]

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from checks import BFLOAT16
 
 import fastloss as fl
 
@@ -245,6 +246,9 @@ def test_overlaps_are_refused(engine):
             with pytest.raises(ValueError, match="out_grad partly overlaps logits: expected memory of its own, or"):
                 function(logits, target, out_grad=out, engine=engine)
     assert not memory.any()
+    halves = np.zeros((4, 10), np.float16)
+    with pytest.raises(ValueError, match=r"out_grad partly overlaps logits: .*same address, strides and dtype"):
+        fl.cross_entropy(halves, Y, out_grad=halves.view(BFLOAT16), engine=engine)
 
 
 def test_interleaved_memory_is_no_overlap(engine):

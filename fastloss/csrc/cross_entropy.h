@@ -246,26 +246,48 @@ static INLINE void V(lanes)(const softmax_task *task, const REAL *z, ptrdiff_t z
 #undef SHORT_ROW
 #define SHORT_ROW 16
 
+/* Classes [c, c + n) of LANES rows, n <= LANES, to or from the first lanes of n vectors that lie LANE_TARGETS apart. */
+static INLINE void V(rows_to_lanes)(const REAL *const row[], ptrdiff_t c, ptrdiff_t n, REAL *tile) {
+    V(vec) v[LANES];
+    for (ptrdiff_t r = 0; r < LANES; r++) v[r] = n == LANES ? V(load)(row[r] + c) : V(load_part)(row[r] + c, n, 0);
+    V(transpose)(v);
+    for (ptrdiff_t k = 0; k < n; k++) V(store)(tile + (c + k) * LANE_TARGETS, v[k]);
+}
+static INLINE void V(lanes_to_rows)(const REAL *tile, ptrdiff_t c, ptrdiff_t n, REAL *const row[], ptrdiff_t rows) {
+    V(vec) v[LANES];
+    for (ptrdiff_t k = 0; k < LANES; k++) v[k] = V(load)(tile + (c + (k < n ? k : 0)) * LANE_TARGETS);
+    V(transpose)(v);
+    for (ptrdiff_t r = 0; r < rows; r++)
+        n == LANES ? V(store)(row[r] + c, v[r]) : V(store_part)(row[r] + c, v[r], n);
+}
+
 static INLINE void V(short_rows)(const softmax_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n,
                                  ptrdiff_t classes, bool smooth, bool with_grad) {
     REAL tile[SHORT_ROW * LANE_TARGETS];
     V(lane_batch) lanes;
     lanes.any_ignored = false;
-    for (ptrdiff_t r = 0; r < LANE_TARGETS; r++) {
-        const ptrdiff_t i = first + (r < n ? r : 0);
-        const REAL *z = batch->z[i];
-        for (ptrdiff_t c = 0; c < classes; c++) tile[c * LANE_TARGETS + r] = z[c];
-        lanes.y[r] = (V(index))batch->y[i];
-        lanes.a[r] = batch->a[i];
-        lanes.s[r] = batch->s[i];
-        lanes.g[r] = batch->g[i];
+    for (ptrdiff_t from = 0; from < LANE_TARGETS; from += LANES) {
+        const REAL *row[LANES];
+        for (ptrdiff_t r = 0; r < LANES; r++) {
+            const ptrdiff_t i = first + (from + r < n ? from + r : 0);
+            row[r] = batch->z[i];
+            lanes.y[from + r] = (V(index))batch->y[i];
+        }
+        for (ptrdiff_t c = 0; c < classes; c += LANES)
+            V(rows_to_lanes)(row, c, classes - c < LANES ? classes - c : LANES, tile + from);
+        /* The factors of the lanes past the last row are those that lie there: any will do. */
+        V(store)(lanes.a + from, V(load)(batch->a + first + from));
+        V(store)(lanes.s + from, V(load)(batch->s + first + from));
+        V(store)(lanes.g + from, V(load)(batch->g + first + from));
     }
     V(lanes)(task, tile, LANE_TARGETS, tile, LANE_TARGETS, classes, &lanes, LANE_VECTORS, 0, smooth, with_grad);
-    for (ptrdiff_t r = 0; r < n; r++) {
-        batch->loss[first + r] = lanes.loss[r];
+    for (ptrdiff_t from = 0; from < n; from += LANES) {
+        const ptrdiff_t rows = n - from < LANES ? n - from : LANES;
+        V(store)(batch->loss + first + from, V(load)(lanes.loss + from));
         if (!with_grad) continue;
-        REAL *grad = batch->grad[first + r];
-        for (ptrdiff_t c = 0; c < classes; c++) grad[c] = tile[c * LANE_TARGETS + r];
+        for (ptrdiff_t c = 0; c < classes; c += LANES)
+            V(lanes_to_rows)(tile + from, c, classes - c < LANES ? classes - c : LANES,
+                             (REAL *const *)batch->grad + first + from, rows);
     }
 }
 
@@ -309,9 +331,8 @@ static void V(index_rows)(const softmax_task *task, V(batch) * batch) {
 }
 
 /* The lanes of one vector group: all of LANE_TARGETS, or the last `n` targets, a vector at a time. */
-static INLINE void V(index_lanes_as)(const softmax_task *task, const REAL *z, REAL *grad, V(lane_batch) * batch,
-                                     ptrdiff_t n, bool smooth, bool with_grad) {
-    const ptrdiff_t zs = task->call.logits.class_stride, gs = task->call.grad.class_stride;
+static INLINE void V(index_lanes_as)(const softmax_task *task, const REAL *z, ptrdiff_t zs, REAL *grad, ptrdiff_t gs,
+                                     V(lane_batch) * batch, ptrdiff_t n, bool smooth, bool with_grad) {
     const ptrdiff_t classes = task->call.classes;
     if (n == LANE_TARGETS) {
         V(lanes)(task, z, zs, grad, gs, classes, batch, LANE_VECTORS, 0, smooth, with_grad);
@@ -329,12 +350,13 @@ static INLINE void V(index_lanes_as)(const softmax_task *task, const REAL *z, RE
     }
 }
 
-static void V(index_lanes)(const softmax_task *task, const REAL *z, REAL *grad, V(lane_batch) * batch, ptrdiff_t n) {
+static void V(index_lanes)(const softmax_task *task, const REAL *z, ptrdiff_t zs, REAL *grad, ptrdiff_t gs,
+                           V(lane_batch) * batch, ptrdiff_t n) {
     const bool smooth = task->call.label_smoothing > 0;
     if (smooth)
-        grad ? V(index_lanes_as)(task, z, grad, batch, n, true, true)
-             : V(index_lanes_as)(task, z, NULL, batch, n, true, false);
+        grad ? V(index_lanes_as)(task, z, zs, grad, gs, batch, n, true, true)
+             : V(index_lanes_as)(task, z, zs, NULL, gs, batch, n, true, false);
     else
-        grad ? V(index_lanes_as)(task, z, grad, batch, n, false, true)
-             : V(index_lanes_as)(task, z, NULL, batch, n, false, false);
+        grad ? V(index_lanes_as)(task, z, zs, grad, gs, batch, n, false, true)
+             : V(index_lanes_as)(task, z, zs, NULL, gs, batch, n, false, false);
 }

@@ -138,53 +138,76 @@ static int V(row_tile)(const softmax_task *task, ptrdiff_t first, ptrdiff_t end,
     return FL_OK;
 }
 
-/* Classes a stride apart: targets [first, end) of position `outer`. */
+#undef STAGE
+/* Numbers in the stage below: with their gradients in place, they fit into the first-level cache. */
+#define STAGE 6144
+
+/* Classes a stride apart: targets [first, end) of position `outer`. Where the stride is a power of two, as in images,
+ * the lines of all classes compete for a few places in the caches; so logits are read once into a stage of their own,
+ * and gradients leave it once, except for classes too many to fit. */
 static int V(lane_tile)(const softmax_task *task, ptrdiff_t outer, ptrdiff_t first, ptrdiff_t end, double *loss) {
     const fl_cross_entropy_call *call = &task->call;
     const bool plain = V(is_plain)(task);
+    const ptrdiff_t classes = call->classes;
     const ptrdiff_t in_size = dtype_size(call->logits.dtype), out_size = dtype_size(call->grad.dtype);
+    const ptrdiff_t in_stride = call->logits.class_stride * in_size, out_stride = call->grad.class_stride * out_size;
     const char *z = (const char *)call->logits.data + V(offset)(&call->logits, call->n, outer) * in_size;
     char *grad = call->grad.data;
     if (grad) grad += V(offset)(&call->grad, call->n, outer) * out_size;
     const REAL *probs = call->target_probs.data;
     if (probs) probs += V(offset)(&call->target_probs, call->n, outer);
     REAL *losses = call->losses;
+    REAL stage[STAGE];
+    const ptrdiff_t width = STAGE / classes / LANE_TARGETS * LANE_TARGETS; /* 0: no stage */
+    const ptrdiff_t step = width > 0 ? width : LANE_TARGETS;
     double sum = 0;
     V(lane_batch) batch;
-    for (ptrdiff_t from = first; from < end; from += LANE_TARGETS) {
-        const ptrdiff_t n = end - from < LANE_TARGETS ? end - from : LANE_TARGETS;
-        const ptrdiff_t row = outer * call->inner + from;
-        int64_t y[LANE_TARGETS];
-        if (!V(target_classes)(task, row, n, y)) return FL_ERROR_INDEX;
-        ptrdiff_t ignored = 0;
-        for (ptrdiff_t i = 0; i < n; i++) {
-            ignored += y[i] == -1;
-            batch.y[i] = (V(index))y[i];
-            V(target_factors)(task, row + i, (ptrdiff_t)y[i], &batch.a[i], &batch.s[i], &batch.g[i]);
+    for (ptrdiff_t from = first; from < end; from += step) {
+        const ptrdiff_t count = end - from < step ? end - from : step;
+        if (width > 0)
+            for (ptrdiff_t c = 0; c < classes; c++)
+                V(load_block)(z + c * in_stride + from * in_size, call->logits.dtype, count, 0, stage + c * width);
+        for (ptrdiff_t at = 0; at < count; at += LANE_TARGETS) {
+            const ptrdiff_t n = count - at < LANE_TARGETS ? count - at : LANE_TARGETS;
+            const ptrdiff_t row = outer * call->inner + from + at;
+            int64_t y[LANE_TARGETS];
+            if (!V(target_classes)(task, row, n, y)) return FL_ERROR_INDEX;
+            batch.any_ignored = false;
+            for (ptrdiff_t i = 0; i < n; i++) {
+                batch.any_ignored |= y[i] == -1;
+                batch.y[i] = (V(index))y[i];
+                V(target_factors)(task, row + i, (ptrdiff_t)y[i], &batch.a[i], &batch.s[i], &batch.g[i]);
+            }
+            for (ptrdiff_t i = n; i < LANE_TARGETS; i++) {
+                batch.y[i] = -1;
+                batch.a[i] = batch.s[i] = batch.g[i] = 0;
+            }
+            const char *z_at = width > 0 ? (const char *)(stage + at) : z + (from + at) * in_size;
+            char *grad_at = !grad ? NULL : width > 0 ? (char *)(stage + at) : grad + (from + at) * out_size;
+            const int z_dtype = width > 0 ? NATIVE : call->logits.dtype;
+            const int grad_dtype = width > 0 ? NATIVE : call->grad.dtype;
+            const ptrdiff_t z_stride = width > 0 ? width * (ptrdiff_t)sizeof(REAL) : in_stride;
+            const ptrdiff_t grad_stride = width > 0 ? width * (ptrdiff_t)sizeof(REAL) : out_stride;
+            const ptrdiff_t real = (ptrdiff_t)sizeof(REAL);
+            if (plain) {
+                V(index_lanes)(task, (const REAL *)z_at, z_stride / real, (REAL *)grad_at, grad_stride / real, &batch,
+                               width > 0 ? n + (-n & (LANES - 1)) : n);
+            } else {
+                const REAL *probs_at = probs ? probs + from + at : NULL;
+                for (ptrdiff_t i = 0; i < n; i += LANES)
+                    V(any_lanes)(task, z_at + i * (width > 0 ? real : in_size), z_stride, z_dtype,
+                                 grad ? grad_at + i * (width > 0 ? real : out_size) : NULL, grad_stride, grad_dtype,
+                                 probs ? probs_at + i : NULL, call->target_probs.class_stride, &batch, i,
+                                 n - i < LANES ? n - i : LANES);
+            }
+            for (ptrdiff_t i = 0; i < n; i++) {
+                sum += (double)batch.loss[i];
+                if (losses) losses[row + i] = batch.loss[i];
+            }
         }
-        for (ptrdiff_t i = n; i < LANE_TARGETS; i++) {
-            batch.y[i] = -1;
-            batch.a[i] = batch.s[i] = batch.g[i] = 0;
-        }
-        batch.any_ignored = ignored > 0;
-        if (ignored == n) {
-            if (grad) V(fill_zero)(grad + from * out_size, out_size, call->classes, call->grad.class_stride, n);
-            if (losses) memset(losses + row, 0, (size_t)n * sizeof *losses);
-            continue;
-        }
-        if (plain) {
-            V(index_lanes)(task, (const REAL *)z + from, grad ? (REAL *)grad + from : NULL, &batch, n);
-        } else {
-            for (ptrdiff_t i = 0; i < n; i += LANES)
-                V(any_lanes)(task, z + (from + i) * in_size, call->logits.class_stride * in_size, call->logits.dtype,
-                             grad ? grad + (from + i) * out_size : NULL, call->grad.class_stride * out_size,
-                             call->grad.dtype, probs ? probs + from + i : NULL, call->target_probs.class_stride, &batch,
-                             i, n - i < LANES ? n - i : LANES);
-        }
-        for (ptrdiff_t i = 0; i < n; i++) {
-            sum += (double)batch.loss[i];
-            if (losses) losses[row + i] = batch.loss[i];
-        }
+        if (width > 0 && grad)
+            for (ptrdiff_t c = 0; c < classes; c++)
+                V(store_block)(grad + c * out_stride + from * out_size, call->grad.dtype, count, stage + c * width);
     }
     *loss = sum;
     return FL_OK;

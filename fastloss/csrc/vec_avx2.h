@@ -11,6 +11,7 @@
  *     exponent                 an integer's bits above the mantissa, as a number
  *     acc                      a sum in double, lane by lane
  *     rows_max, rows_sum       lane i of the result reduces vector i: as many vectors as lanes
+ *     transpose                as many vectors as lanes
  *     load_f16, store_f16      half precision, rounded to nearest even; bf16 likewise */
 #include <immintrin.h>
 
@@ -106,6 +107,24 @@ static INLINE f_vec f_acc_lanes(f_acc acc) {
 REDUCE_ROWS_F(f_rows_max, _mm256_max_ps)
 REDUCE_ROWS_F(f_rows_sum, _mm256_add_ps)
 
+static INLINE void f_transpose(f_vec v[8]) {
+    f_vec pairs[8], quads[8];
+    for (int i = 0; i < 8; i += 2) {
+        pairs[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+        pairs[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        quads[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+        quads[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+        quads[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+        quads[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_permute2f128_ps(quads[i], quads[4 + i], 0x20);
+        v[4 + i] = _mm256_permute2f128_ps(quads[i], quads[4 + i], 0x31);
+    }
+}
+
 static INLINE f_vec f_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 static INLINE void f_store_f16(uint16_t *p, f_vec v) {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -192,3 +211,12 @@ static INLINE d_vec d_acc_lanes(d_acc acc) { return acc.all; }
     }
 REDUCE_ROWS_D(d_rows_max, _mm256_max_pd)
 REDUCE_ROWS_D(d_rows_sum, _mm256_add_pd)
+
+static INLINE void d_transpose(d_vec v[4]) {
+    const d_vec ab = _mm256_unpacklo_pd(v[0], v[1]), ab_high = _mm256_unpackhi_pd(v[0], v[1]);
+    const d_vec cd = _mm256_unpacklo_pd(v[2], v[3]), cd_high = _mm256_unpackhi_pd(v[2], v[3]);
+    v[0] = _mm256_permute2f128_pd(ab, cd, 0x20);
+    v[1] = _mm256_permute2f128_pd(ab_high, cd_high, 0x20);
+    v[2] = _mm256_permute2f128_pd(ab, cd, 0x31);
+    v[3] = _mm256_permute2f128_pd(ab_high, cd_high, 0x31);
+}

@@ -92,6 +92,12 @@ typedef struct {
         for (int i = 0; i < N; i++)                                                                            \
             for (int k = 0; k < N; k++) s[i] += v[i][k];                                                       \
         return s;                                                                                              \
+    }                                                                                                          \
+    static INLINE void P##_transpose(P##_vec v[N]) {                                                           \
+        P##_vec t[N];                                                                                          \
+        for (int i = 0; i < N; i++) t[i] = v[i];                                                               \
+        for (int i = 0; i < N; i++)                                                                            \
+            for (int k = 0; k < N; k++) v[i][k] = t[k][i];                                                     \
     }
 
 PLAIN_OPERATIONS(f, float, 4, 23, )

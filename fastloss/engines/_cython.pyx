@@ -21,6 +21,7 @@ from cpython.ref cimport Py_INCREF, PyObject
 from cython.parallel cimport prange
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
 from fastloss import threads, validate
 
@@ -967,3 +968,23 @@ def map(problem):
             for i in prange(count, schedule="static", num_threads=thread_number):
                 fl_map(kind, code, source + i * MAP_TILE * size, min(MAP_TILE, n - i * MAP_TILE), target + i * MAP_TILE * size)
     return result
+
+
+# ---- The yardstick --------------------------------------------------------------------------------------------------
+
+
+def parallel_copy(cnp.ndarray source, cnp.ndarray target, num_threads=None):
+    """Copies one contiguous array into another, in the tiles and threads of a loss: what benchmarks compare with."""
+    cdef Py_ssize_t i, size = cnp.PyArray_NBYTES(source), tile = MAP_TILE * cnp.PyArray_ITEMSIZE(source)
+    cdef Py_ssize_t count = (size + tile - 1) // tile
+    cdef int thread_number = thread_count(num_threads, cnp.PyArray_SIZE(source))
+    cdef char *p = <char *> cnp.PyArray_DATA(source)
+    cdef char *q = <char *> cnp.PyArray_DATA(target)
+    if not (cnp.PyArray_ISCARRAY_RO(source) and cnp.PyArray_ISCARRAY(target)) or size != cnp.PyArray_NBYTES(target):
+        raise ValueError("parallel_copy needs two contiguous arrays of the same size")
+    with nogil:
+        if thread_number == 1:
+            memcpy(q, p, size)
+        else:
+            for i in prange(count, schedule="static", num_threads=thread_number):
+                memcpy(q + i * tile, p + i * tile, min(tile, size - i * tile))
