@@ -20,14 +20,28 @@ static INLINE V(vec) V(max_block)(const REAL *z, ptrdiff_t n) {
     return V(max)(V(max)(m0, m1), V(max)(m2, m3));
 }
 
-/* e = scaled exponentials of z - ref; with sum_x, the sum of z - ref is added to it. */
-static INLINE void V(exp_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, V(vec) * sum_x) {
+/* Asks for the cache lines of one vector. */
+static INLINE void V(prefetch)(const REAL *p, bool for_writing) {
+    for (ptrdiff_t line = 0; line < VEC_BYTES; line += 64)
+        for_writing ? __builtin_prefetch((const char *)p + line, 1) : __builtin_prefetch((const char *)p + line, 0);
+}
+
+/* e = scaled exponentials of z - ref; with sum_x, the sum of z - ref is added to it. What lies `ahead` elements further
+ * is fetched meanwhile, of e only where it is memory to come: the processors' own prefetchers keep up with neither. */
+static INLINE void V(exp_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t ahead, bool fetch_e,
+                                V(vec) * sum_x) {
     const V(vec) r = V(set)(ref);
     V(vec) sum = V(set)(0);
     ptrdiff_t i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        V(prefetch)(z + i + ahead, false);
+        if (fetch_e) V(prefetch)(e + i + ahead, true);
         const V(vec) x0 = V(sub)(V(load)(z + i), r);
         const V(vec) x1 = V(sub)(V(load)(z + i + LANES), r);
+        if (VEC_BYTES >= 64) {
+            V(prefetch)(z + i + LANES + ahead, false);
+            if (fetch_e) V(prefetch)(e + i + LANES + ahead, true);
+        }
         V(store)(e + i, V(exp_scaled)(x0));
         V(store)(e + i + LANES, V(exp_scaled)(x1));
         if (sum_x) sum = V(add)(sum, V(add)(x0, x1));
@@ -60,12 +74,29 @@ static INLINE V(vec) V(sum_block)(const REAL *e, ptrdiff_t n) {
     return V(add)(V(add)(s0, s1), V(add)(s2, s3));
 }
 
-/* e = e * factor - shift. */
-static INLINE void V(scale_block)(REAL *e, ptrdiff_t n, REAL factor, REAL shift) {
+/* e = e * factor - shift. What lies at `next`, where the work goes on, is fetched meanwhile; NULL: nothing. */
+static INLINE void V(scale_block)(REAL *e, ptrdiff_t n, REAL factor, REAL shift, const REAL *next) {
     const V(vec) f = V(set)(factor), minus = V(set)(-shift);
     ptrdiff_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        if (next) {
+            __builtin_prefetch(next + i, 0, 2);
+            if (VEC_BYTES >= 64) __builtin_prefetch(next + i + LANES, 0, 2);
+        }
+        V(store)(e + i, V(fma)(V(load)(e + i), f, minus));
+        V(store)(e + i + LANES, V(fma)(V(load)(e + i + LANES), f, minus));
+    }
     for (; i + LANES <= n; i += LANES) V(store)(e + i, V(fma)(V(load)(e + i), f, minus));
     if (i < n) V(store_part)(e + i, V(fma)(V(load_part)(e + i, n - i, 0), f, minus), n - i);
+}
+
+/* A copy past the caches, for what will not stay in them: it spares the reading of the lines that it overwrites. */
+static INLINE void V(stream_block)(REAL *p, ptrdiff_t n, const REAL *block) {
+    ptrdiff_t i = (ptrdiff_t)(-(uintptr_t)p & (VEC_BYTES - 1)) / (ptrdiff_t)sizeof(REAL);
+    if (i >= n || (uintptr_t)p % sizeof(REAL) != 0) i = n;
+    memcpy(p, block, (size_t)i * sizeof(REAL));
+    for (; i + LANES <= n; i += LANES) V(stream)(p + i, V(load)(block + i));
+    if (i < n) memcpy(p + i, block + i, (size_t)(n - i) * sizeof(REAL));
 }
 
 #if WORKING_TYPE == 32

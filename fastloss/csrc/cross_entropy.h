@@ -73,6 +73,12 @@ static INLINE V(finished) V(finish)(const softmax_task *task, V(vec) m, V(vec) z
 
 #undef JUMP
 #define JUMP 16
+#undef ROW_AHEAD
+#undef FETCHED_ROW
+/* How far ahead of the exponentials to fetch, and how much of the next row while this one's gradient is scaled, in
+ * elements: from measurements; half as much lets memory idle, and more of the next row drives out this one. */
+#define ROW_AHEAD (4096 / (ptrdiff_t)sizeof(REAL))
+#define FETCHED_ROW (262144 / (ptrdiff_t)sizeof(REAL))
 
 static INLINE void V(row)(const softmax_task *task, V(batch) * batch, ptrdiff_t i, bool smooth, bool with_grad) {
     const REAL *z = batch->z[i];
@@ -93,12 +99,12 @@ static INLINE void V(row)(const softmax_task *task, V(batch) * batch, ptrdiff_t 
             const double shrink = exp((double)ref - m);
             rest *= shrink;
             sum_x += (double)c * ((double)ref - m);
-            if (grad) V(scale_block)(grad, c, (REAL)shrink, 0);
+            if (grad) V(scale_block)(grad, c, (REAL)shrink, 0, NULL);
             ref = m;
         }
         REAL *e = grad ? grad + c : scratch;
         V(vec) sum = V(set)(0);
-        V(exp_block)(z + c, e, n, ref, smooth ? &sum : NULL);
+        V(exp_block)(z + c, e, n, ref, ROW_AHEAD, with_grad, smooth ? &sum : NULL);
         if (y >= c && y < c + n) e[y - c] = 0;
         V(acc) acc = V(acc_zero)();
         V(acc_add)(&acc, V(sum_block)(e, n));
@@ -120,7 +126,10 @@ static INLINE void V(row)(const softmax_task *task, V(batch) * batch, ptrdiff_t 
     V(store)(lanes[3], f.shift);
     batch->loss[i] = lanes[0][0];
     if (grad) {
-        V(scale_block)(grad, classes, (REAL)(lanes[1][0] * unit), smooth ? lanes[3][0] : 0);
+        const REAL factor = (REAL)(lanes[1][0] * unit), shift = smooth ? lanes[3][0] : 0;
+        const ptrdiff_t fetched = classes < FETCHED_ROW ? classes : FETCHED_ROW;
+        V(scale_block)(grad, fetched, factor, shift, z + classes);
+        V(scale_block)(grad + fetched, classes - fetched, factor, shift, NULL);
         grad[y] = lanes[2][0];
     }
 }
@@ -143,7 +152,7 @@ static INLINE void V(rows)(const softmax_task *task, V(batch) * batch, ptrdiff_t
         const ptrdiff_t i = first + r;
         REAL *e = with_grad ? batch->grad[i] : scratch;
         distances[r] = V(set)(0);
-        V(exp_block)(batch->z[i], e, classes, m[r], smooth ? &distances[r] : NULL);
+        V(exp_block)(batch->z[i], e, classes, m[r], LANES * classes, with_grad, smooth ? &distances[r] : NULL);
         e[batch->y[i]] = 0;
         reduced[r] = V(sum_block)(e, classes);
     }
@@ -160,7 +169,7 @@ static INLINE void V(rows)(const softmax_task *task, V(batch) * batch, ptrdiff_t
     V(store)(shift, f.shift);
     for (ptrdiff_t r = 0; r < n; r++) {
         REAL *grad = batch->grad[first + r];
-        V(scale_block)(grad, classes, factor[r], smooth ? shift[r] : 0);
+        V(scale_block)(grad, classes, factor[r], smooth ? shift[r] : 0, NULL);
         grad[batch->y[first + r]] = target_grad[r];
     }
 }
@@ -170,7 +179,9 @@ static INLINE void V(rows)(const softmax_task *task, V(batch) * batch, ptrdiff_t
 #undef LANE_VECTORS
 #undef LANE_TARGETS
 #undef CLASS_BLOCK
-#define LANE_VECTORS 2
+/* Targets are taken several vectors at a time, each step for all of them before the next: the steps of one vector wait
+ * for each other, and those of the others fill the time. Registers hold the sums of two vectors. */
+#define LANE_VECTORS 8
 #define LANE_TARGETS (LANE_VECTORS * LANES)
 /* Classes a lane adds up before the sum is flushed into double. */
 #define CLASS_BLOCK 256
@@ -181,62 +192,80 @@ typedef struct {
     bool any_ignored;
 } V(lane_batch);
 
+/* Targets [at, at + groups * vectors * LANES) of the batch, or with `part` that many of one vector. z and grad point to
+ * the first of them. */
 static INLINE void V(lanes)(const softmax_task *task, const REAL *z, ptrdiff_t z_stride, REAL *grad,
-                            ptrdiff_t grad_stride, ptrdiff_t classes, V(lane_batch) * batch, ptrdiff_t vectors,
-                            ptrdiff_t part, bool smooth, bool with_grad) {
+                            ptrdiff_t grad_stride, ptrdiff_t classes, V(lane_batch) * batch, ptrdiff_t at,
+                            ptrdiff_t groups, ptrdiff_t vectors, ptrdiff_t part, bool smooth, bool with_grad) {
 #define LOAD_LANES(p) (part ? V(load_part)(p, part, 0) : V(load)(p))
 #define STORE_LANES(p, v) (part ? V(store_part)(p, v, part) : V(store)(p, v))
-    V(vec) m[LANE_VECTORS], z_y[LANE_VECTORS];
-    V(int) y[LANE_VECTORS];
-    V(acc) rest[LANE_VECTORS], distance[LANE_VECTORS];
-    for (ptrdiff_t k = 0; k < vectors; k++) {
-        y[k] = V(int_load)(batch->y + k * LANES);
-        m[k] = V(set)(-INFINITY);
-        z_y[k] = V(set)(0);
-        rest[k] = distance[k] = V(acc_zero)();
+    V(vec) max[LANE_VECTORS], target_logit[LANE_VECTORS], rest[LANE_VECTORS], distance[LANE_VECTORS];
+    const V(vec) zero = V(set)(0);
+    for (ptrdiff_t v = 0; v < groups * vectors; v += vectors) {
+        V(vec) m[2];
+        for (ptrdiff_t k = 0; k < vectors; k++) m[k] = V(set)(-INFINITY);
+        for (ptrdiff_t c = 0; c < classes; c++)
+            for (ptrdiff_t k = 0; k < vectors; k++) m[k] = V(max)(LOAD_LANES(z + c * z_stride + (v + k) * LANES), m[k]);
+        for (ptrdiff_t k = 0; k < vectors; k++) max[v + k] = m[k];
     }
-    for (ptrdiff_t c = 0; c < classes; c++)
-        for (ptrdiff_t k = 0; k < vectors; k++) m[k] = V(max)(LOAD_LANES(z + c * z_stride + k * LANES), m[k]);
-    for (ptrdiff_t first = 0; first < classes; first += CLASS_BLOCK) {
-        const ptrdiff_t end = classes - first < CLASS_BLOCK ? classes : first + CLASS_BLOCK;
-        V(vec) sum[LANE_VECTORS], x_sum[LANE_VECTORS];
-        for (ptrdiff_t k = 0; k < vectors; k++) sum[k] = x_sum[k] = V(set)(0);
-        for (ptrdiff_t c = first; c < end; c++)
-            for (ptrdiff_t k = 0; k < vectors; k++) {
-                const V(vec) value = LOAD_LANES(z + c * z_stride + k * LANES);
-                const V(vec) x = V(sub)(value, m[k]);
-                const V(vec) e = V(exp_scaled)(x);
-                const V(mask) is_target = V(int_eq)(y[k], V(int_set)((V(index))c));
-                if (with_grad) STORE_LANES(grad + c * grad_stride + k * LANES, e);
-                sum[k] = V(add)(sum[k], V(zero_where)(is_target, e));
-                z_y[k] = V(select)(is_target, value, z_y[k]);
-                if (smooth) x_sum[k] = V(add)(x_sum[k], x);
-            }
+    for (ptrdiff_t v = 0; v < groups * vectors; v += vectors) {
+        V(vec) m[2], z_y[2];
+        V(int) y[2];
+        V(acc) sums[2], x_sums[2];
         for (ptrdiff_t k = 0; k < vectors; k++) {
-            V(acc_add)(&rest[k], sum[k]);
-            if (smooth) V(acc_add)(&distance[k], x_sum[k]);
+            y[k] = V(int_load)(batch->y + at + (v + k) * LANES);
+            m[k] = max[v + k];
+            z_y[k] = zero;
+            sums[k] = x_sums[k] = V(acc_zero)();
+        }
+        for (ptrdiff_t first = 0; first < classes; first += CLASS_BLOCK) {
+            const ptrdiff_t end = classes - first < CLASS_BLOCK ? classes : first + CLASS_BLOCK;
+            V(vec) sum[2], x_sum[2];
+            for (ptrdiff_t k = 0; k < vectors; k++) sum[k] = x_sum[k] = zero;
+            for (ptrdiff_t c = first; c < end; c++)
+                for (ptrdiff_t k = 0; k < vectors; k++) {
+                    const V(vec) value = LOAD_LANES(z + c * z_stride + (v + k) * LANES);
+                    const V(vec) x = V(sub)(value, m[k]);
+                    const V(vec) e = V(exp_scaled)(x);
+                    const V(mask) is_target = V(int_eq)(y[k], V(int_set)((V(index))c));
+                    if (with_grad) STORE_LANES(grad + c * grad_stride + (v + k) * LANES, e);
+                    sum[k] = V(add)(sum[k], V(zero_where)(is_target, e));
+                    z_y[k] = V(select)(is_target, value, z_y[k]);
+                    if (smooth) x_sum[k] = V(add)(x_sum[k], x);
+                }
+            for (ptrdiff_t k = 0; k < vectors; k++) {
+                V(acc_add)(&sums[k], sum[k]);
+                if (smooth) V(acc_add)(&x_sums[k], x_sum[k]);
+            }
+        }
+        for (ptrdiff_t k = 0; k < vectors; k++) {
+            rest[v + k] = V(mul)(V(acc_lanes)(sums[k]), V(set)(SCALE_DOWN));
+            distance[v + k] = smooth ? V(sub)(zero, V(acc_lanes)(x_sums[k])) : zero;
+            target_logit[v + k] = z_y[k];
         }
     }
     V(finished) f[LANE_VECTORS];
-    const V(vec) zero = V(set)(0);
-    for (ptrdiff_t k = 0; k < vectors; k++) {
-        f[k] = V(finish)(task, m[k], z_y[k], V(mul)(V(acc_lanes)(rest[k]), V(set)(SCALE_DOWN)),
-                         V(sub)(zero, V(acc_lanes)(distance[k])), V(load)(batch->a + k * LANES),
-                         V(load)(batch->s + k * LANES), V(load)(batch->g + k * LANES));
-        const V(mask) ignored = V(int_eq)(y[k], V(int_set)(-1));
-        V(store)(batch->loss + k * LANES, V(zero_where)(ignored, f[k].loss));
-        f[k].factor = V(mul)(f[k].factor, V(set)(SCALE_DOWN));
+    for (ptrdiff_t v = 0; v < groups * vectors; v++) {
+        const ptrdiff_t from = at + v * LANES;
+        f[v] = V(finish)(task, max[v], target_logit[v], rest[v], distance[v], V(load)(batch->a + from),
+                         V(load)(batch->s + from), V(load)(batch->g + from));
+        const V(mask) ignored = V(int_eq)(V(int_load)(batch->y + from), V(int_set)(-1));
+        V(store)(batch->loss + from, V(zero_where)(ignored, f[v].loss));
+        f[v].factor = V(mul)(f[v].factor, V(set)(SCALE_DOWN));
     }
     if (!with_grad) return;
-    for (ptrdiff_t c = 0; c < classes; c++)
-        for (ptrdiff_t k = 0; k < vectors; k++) {
-            REAL *p = grad + c * grad_stride + k * LANES;
-            V(vec) value = V(mul)(LOAD_LANES(p), f[k].factor);
-            if (smooth) value = V(sub)(value, f[k].shift);
-            value = V(select)(V(int_eq)(y[k], V(int_set)((V(index))c)), f[k].target_grad, value);
-            if (batch->any_ignored) value = V(zero_where)(V(int_eq)(y[k], V(int_set)(-1)), value);
+    for (ptrdiff_t v = 0; v < groups * vectors; v++) {
+        const V(int) y = V(int_load)(batch->y + at + v * LANES);
+        const V(mask) ignored = V(int_eq)(y, V(int_set)(-1));
+        for (ptrdiff_t c = 0; c < classes; c++) {
+            REAL *p = grad + c * grad_stride + v * LANES;
+            V(vec) value = V(mul)(LOAD_LANES(p), f[v].factor);
+            if (smooth) value = V(sub)(value, f[v].shift);
+            value = V(select)(V(int_eq)(y, V(int_set)((V(index))c)), f[v].target_grad, value);
+            if (batch->any_ignored) value = V(zero_where)(ignored, value);
             STORE_LANES(p, value);
         }
+    }
 #undef LOAD_LANES
 #undef STORE_LANES
 }
@@ -266,7 +295,8 @@ static INLINE void V(short_rows)(const softmax_task *task, V(batch) * batch, ptr
     REAL tile[SHORT_ROW * LANE_TARGETS];
     V(lane_batch) lanes;
     lanes.any_ignored = false;
-    for (ptrdiff_t from = 0; from < LANE_TARGETS; from += LANES) {
+    const ptrdiff_t padded = (n + 2 * LANES - 1) / (2 * LANES) * (2 * LANES);
+    for (ptrdiff_t from = 0; from < padded; from += LANES) {
         const REAL *row[LANES];
         for (ptrdiff_t r = 0; r < LANES; r++) {
             const ptrdiff_t i = first + (from + r < n ? from + r : 0);
@@ -280,7 +310,8 @@ static INLINE void V(short_rows)(const softmax_task *task, V(batch) * batch, ptr
         V(store)(lanes.s + from, V(load)(batch->s + first + from));
         V(store)(lanes.g + from, V(load)(batch->g + first + from));
     }
-    V(lanes)(task, tile, LANE_TARGETS, tile, LANE_TARGETS, classes, &lanes, LANE_VECTORS, 0, smooth, with_grad);
+    V(lanes)(task, tile, LANE_TARGETS, tile, LANE_TARGETS, classes, &lanes, 0, padded / (2 * LANES), 2, 0, smooth,
+             with_grad);
     for (ptrdiff_t from = 0; from < n; from += LANES) {
         const ptrdiff_t rows = n - from < LANES ? n - from : LANES;
         V(store)(batch->loss + first + from, V(load)(lanes.loss + from));
@@ -330,24 +361,14 @@ static void V(index_rows)(const softmax_task *task, V(batch) * batch) {
         with_grad ? V(index_rows_as)(task, batch, false, true) : V(index_rows_as)(task, batch, false, false);
 }
 
-/* The lanes of one vector group: all of LANE_TARGETS, or the last `n` targets, a vector at a time. */
+/* n targets whose classes lie a stride apart: pairs of vectors, then single ones, the last perhaps a part of one. */
 static INLINE void V(index_lanes_as)(const softmax_task *task, const REAL *z, ptrdiff_t zs, REAL *grad, ptrdiff_t gs,
                                      V(lane_batch) * batch, ptrdiff_t n, bool smooth, bool with_grad) {
-    const ptrdiff_t classes = task->call.classes;
-    if (n == LANE_TARGETS) {
-        V(lanes)(task, z, zs, grad, gs, classes, batch, LANE_VECTORS, 0, smooth, with_grad);
-        return;
-    }
-    V(lane_batch) one = *batch;
-    for (ptrdiff_t i = 0; i < n; i += LANES) {
-        const ptrdiff_t left = n - i < LANES ? n - i : 0;
-        memcpy(one.y, batch->y + i, LANES * sizeof *one.y);
-        memcpy(one.a, batch->a + i, LANES * sizeof *one.a);
-        memcpy(one.s, batch->s + i, LANES * sizeof *one.s);
-        memcpy(one.g, batch->g + i, LANES * sizeof *one.g);
-        V(lanes)(task, z + i, zs, with_grad ? grad + i : NULL, gs, classes, &one, 1, left, smooth, with_grad);
-        memcpy(batch->loss + i, one.loss, LANES * sizeof *one.loss);
-    }
+    const ptrdiff_t classes = task->call.classes, pairs = n / (2 * LANES);
+    if (pairs > 0) V(lanes)(task, z, zs, grad, gs, classes, batch, 0, pairs, 2, 0, smooth, with_grad);
+    for (ptrdiff_t i = pairs * 2 * LANES; i < n; i += LANES)
+        V(lanes)(task, z + i, zs, with_grad ? grad + i : NULL, gs, classes, batch, i, 1, 1, n - i < LANES ? n - i : 0,
+                 smooth, with_grad);
 }
 
 static void V(index_lanes)(const softmax_task *task, const REAL *z, ptrdiff_t zs, REAL *grad, ptrdiff_t gs,

@@ -28,6 +28,9 @@ typedef struct {
 /* Elements a tile: small enough to share out evenly, large enough to make handing out cheap. */
 #define TILE_ELEMENTS 32768
 
+/* Gradients of this size and more are written past the caches where their kernel can. */
+#define STREAM_BYTES (64 << 20)
+
 /* Working types index the pairs: 0 float, 1 double. */
 typedef struct {
     const char *name;

@@ -1,6 +1,7 @@
 /* Class indices of any integer type, a few at a time as int64. */
 
-#define ROW_BATCH 64
+/* Targets that a kernel sees at once. */
+#define ROW_BATCH 128
 
 #define COPY_TARGETS(type)                                                        \
     for (ptrdiff_t i = 0; i < n; i++) out[i] = (int64_t)((const type *)target)[first + i]; \
@@ -22,4 +23,9 @@ static inline void load_targets(const void *target, int dtype, ptrdiff_t first, 
 
 static inline bool is_ignored(const fl_cross_entropy_call *call, int64_t target) {
     return target == call->ignore_index && !(call->target_dtype == FL_U64 && target < 0);
+}
+
+/* Where an outer position of an array begins, in elements. */
+static inline ptrdiff_t position(const fl_array *array, ptrdiff_t i0, ptrdiff_t i1) {
+    return i0 * array->stride[0] + i1 * array->stride[1];
 }

@@ -29,6 +29,12 @@ static INLINE void V(target_factors)(const softmax_task *task, ptrdiff_t row, pt
     *g = (REAL)(task->scale * *s * (grad_output ? grad_output[row] : 1));
 }
 
+/* Whether all targets have the same factors, whichever class they are of. */
+static INLINE bool V(same_factors)(const softmax_task *task) {
+    const fl_cross_entropy_call *call = &task->call;
+    return !call->weight && !call->sample_weight && !call->grad_output;
+}
+
 /* The classes of n targets from number `first` on, or -1 where ignored. False where one is out of range. */
 static INLINE bool V(target_classes)(const softmax_task *task, ptrdiff_t first, ptrdiff_t n, int64_t *y) {
     const fl_cross_entropy_call *call = &task->call;
@@ -36,28 +42,18 @@ static INLINE bool V(target_classes)(const softmax_task *task, ptrdiff_t first, 
         for (ptrdiff_t i = 0; i < n; i++) y[i] = task->nothing_counts ? -1 : NO_INDEX;
         return true;
     }
-    bool fine = true;
+    /* Plain arithmetic, which compilers make vectors of. */
+    const int64_t ignored = call->ignore_index;
+    const bool can_ignore = ignored >= 0 || call->target_dtype != FL_U64;
+    int64_t bad = 0;
     load_targets(call->target, call->target_dtype, first, n, y);
     for (ptrdiff_t i = 0; i < n; i++) {
-        const bool in_range = (uint64_t)y[i] < (uint64_t)call->classes;
-        const bool ignored = is_ignored(call, y[i]);
-        fine = fine && (in_range || ignored);
-        if (ignored) y[i] = -1;
+        const int64_t is_ignored = (y[i] == ignored) & can_ignore;
+        bad |= (((uint64_t)y[i] >= (uint64_t)call->classes) & !is_ignored);
+        y[i] = is_ignored ? -1 : y[i];
     }
+    const bool fine = !bad;
     return fine;
-}
-
-/* Where the logits, or another array, of an outer position begin. */
-static INLINE ptrdiff_t V(offset)(const fl_array *array, const ptrdiff_t n[2], ptrdiff_t outer) {
-    return n[1] > 0 ? outer / n[1] * array->stride[0] + outer % n[1] * array->stride[1] : 0;
-}
-
-static void V(fill_zero)(char *out, ptrdiff_t size, ptrdiff_t classes, ptrdiff_t class_stride, ptrdiff_t n) {
-    if (class_stride == 1 && n == 1) {
-        memset(out, 0, (size_t)(classes * size));
-        return;
-    }
-    for (ptrdiff_t c = 0; c < classes; c++) memset(out + c * class_stride * size, 0, (size_t)(n * size));
 }
 
 /* Rows whose classes are contiguous, in lanes: copied into a tile, which any_lanes works on in place. */
@@ -91,56 +87,73 @@ static void V(any_short_rows)(const softmax_task *task, V(batch) * batch) {
     }
 }
 
+/* In double, as four sums that do not wait for each other. */
+static INLINE double V(sum_losses)(const REAL *loss, ptrdiff_t n) {
+    double sum[4] = {0, 0, 0, 0};
+    ptrdiff_t i = 0;
+    for (; i + 4 <= n; i += 4)
+        for (ptrdiff_t k = 0; k < 4; k++) sum[k] += (double)loss[i + k];
+    for (; i < n; i++) sum[0] += (double)loss[i];
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
 /* Classes contiguous: rows [first, end). */
 static int V(row_tile)(const softmax_task *task, ptrdiff_t first, ptrdiff_t end, double *loss) {
     const fl_cross_entropy_call *call = &task->call;
     const bool plain = V(is_plain)(task);
     const ptrdiff_t in_size = dtype_size(call->logits.dtype), out_size = dtype_size(call->grad.dtype);
+    const bool same_factors = V(same_factors)(task);
     REAL *losses = call->losses;
     double sum = 0;
     V(batch) batch;
+    for (ptrdiff_t i = 0; i < (end - first < ROW_BATCH ? end - first : ROW_BATCH); i++)
+        V(target_factors)(task, 0, call->target && same_factors ? 0 : NO_INDEX, &batch.a[i], &batch.s[i], &batch.g[i]);
     for (ptrdiff_t from = first; from < end; from += ROW_BATCH) {
         const ptrdiff_t n = end - from < ROW_BATCH ? end - from : ROW_BATCH;
         int64_t y[ROW_BATCH];
         ptrdiff_t row[ROW_BATCH];
         if (!V(target_classes)(task, from, n, y)) return FL_ERROR_INDEX;
         batch.count = 0;
+        ptrdiff_t i0 = from / call->n[1], i1 = from % call->n[1];
         for (ptrdiff_t i = 0; i < n; i++) {
-            char *grad = call->grad.data;
-            if (grad) grad += V(offset)(&call->grad, call->n, from + i) * out_size;
+            const ptrdiff_t k = batch.count;
+            row[k] = from + i;
+            batch.z[k] = (const char *)call->logits.data + position(&call->logits, i0, i1) * in_size;
+            batch.grad[k] = NULL;
+            if (call->grad.data) batch.grad[k] = (char *)call->grad.data + position(&call->grad, i0, i1) * out_size;
+            batch.probs[k] = call->target_probs.data;
+            if (batch.probs[k]) batch.probs[k] += position(&call->target_probs, i0, i1);
+            batch.y[k] = (ptrdiff_t)y[i];
+            if (++i1 == call->n[1]) {
+                i1 = 0;
+                i0++;
+            }
             if (y[i] == -1) {
-                if (grad) V(fill_zero)(grad, out_size, call->classes, 1, 1);
+                if (batch.grad[k]) memset(batch.grad[k], 0, (size_t)(call->classes * out_size));
                 if (losses) losses[from + i] = 0;
                 continue;
             }
-            const ptrdiff_t k = batch.count++;
-            row[k] = from + i;
-            batch.z[k] = (const char *)call->logits.data + V(offset)(&call->logits, call->n, from + i) * in_size;
-            batch.grad[k] = grad;
-            batch.probs[k] = call->target_probs.data;
-            if (batch.probs[k]) batch.probs[k] += V(offset)(&call->target_probs, call->n, from + i);
-            batch.y[k] = (ptrdiff_t)y[i];
-            V(target_factors)(task, from + i, batch.y[k], &batch.a[k], &batch.s[k], &batch.g[k]);
+            if (!same_factors)
+                V(target_factors)(task, from + i, batch.y[k], &batch.a[k], &batch.s[k], &batch.g[k]);
+            batch.count++;
         }
-        for (ptrdiff_t k = batch.count; k % LANES; k++) batch.a[k] = batch.s[k] = batch.g[k] = 0;
         if (plain)
             V(index_rows)(task, &batch);
         else if (call->classes <= SHORT_ROW)
             V(any_short_rows)(task, &batch);
         else
             for (ptrdiff_t k = 0; k < batch.count; k++) V(any_row)(task, &batch, k);
-        for (ptrdiff_t k = 0; k < batch.count; k++) {
-            sum += (double)batch.loss[k];
-            if (losses) losses[row[k]] = batch.loss[k];
-        }
+        sum += V(sum_losses)(batch.loss, batch.count);
+        if (losses)
+            for (ptrdiff_t k = 0; k < batch.count; k++) losses[row[k]] = batch.loss[k];
     }
     *loss = sum;
     return FL_OK;
 }
 
 #undef STAGE
-/* Numbers in the stage below: with their gradients in place, they fit into the first-level cache. */
-#define STAGE 6144
+/* Numbers in the stage below: the longer the stretch that is read of each class, the better, but it lies on the stack. */
+#define STAGE (65536 / (ptrdiff_t)sizeof(REAL))
 
 /* Classes a stride apart: targets [first, end) of position `outer`. Where the stride is a power of two, as in images,
  * the lines of all classes compete for a few places in the caches; so logits are read once into a stage of their own,
@@ -151,22 +164,31 @@ static int V(lane_tile)(const softmax_task *task, ptrdiff_t outer, ptrdiff_t fir
     const ptrdiff_t classes = call->classes;
     const ptrdiff_t in_size = dtype_size(call->logits.dtype), out_size = dtype_size(call->grad.dtype);
     const ptrdiff_t in_stride = call->logits.class_stride * in_size, out_stride = call->grad.class_stride * out_size;
-    const char *z = (const char *)call->logits.data + V(offset)(&call->logits, call->n, outer) * in_size;
+    const ptrdiff_t i0 = outer / call->n[1], i1 = outer % call->n[1];
+    const char *z = (const char *)call->logits.data + position(&call->logits, i0, i1) * in_size;
     char *grad = call->grad.data;
-    if (grad) grad += V(offset)(&call->grad, call->n, outer) * out_size;
+    if (grad) grad += position(&call->grad, i0, i1) * out_size;
     const REAL *probs = call->target_probs.data;
-    if (probs) probs += V(offset)(&call->target_probs, call->n, outer);
+    if (probs) probs += position(&call->target_probs, i0, i1);
     REAL *losses = call->losses;
     REAL stage[STAGE];
     const ptrdiff_t width = STAGE / classes / LANE_TARGETS * LANE_TARGETS; /* 0: no stage */
     const ptrdiff_t step = width > 0 ? width : LANE_TARGETS;
+    const bool same_factors = V(same_factors)(task);
+    const bool streams = call->grad.dtype == NATIVE && task->rows * classes * out_size >= STREAM_BYTES;
     double sum = 0;
     V(lane_batch) batch;
+    for (ptrdiff_t i = 0; i < LANE_TARGETS; i++)
+        V(target_factors)(task, 0, call->target && same_factors ? 0 : NO_INDEX, &batch.a[i], &batch.s[i], &batch.g[i]);
     for (ptrdiff_t from = first; from < end; from += step) {
         const ptrdiff_t count = end - from < step ? end - from : step;
         if (width > 0)
-            for (ptrdiff_t c = 0; c < classes; c++)
-                V(load_block)(z + c * in_stride + from * in_size, call->logits.dtype, count, 0, stage + c * width);
+            for (ptrdiff_t c = 0; c < classes; c++) {
+                const char *p = z + c * in_stride + from * in_size;
+                for (ptrdiff_t line = 0; c + 1 < classes && line < count * in_size; line += 64)
+                    __builtin_prefetch(p + in_stride + line);
+                V(load_block)(p, call->logits.dtype, count, 0, stage + c * width);
+            }
         for (ptrdiff_t at = 0; at < count; at += LANE_TARGETS) {
             const ptrdiff_t n = count - at < LANE_TARGETS ? count - at : LANE_TARGETS;
             const ptrdiff_t row = outer * call->inner + from + at;
@@ -176,7 +198,8 @@ static int V(lane_tile)(const softmax_task *task, ptrdiff_t outer, ptrdiff_t fir
             for (ptrdiff_t i = 0; i < n; i++) {
                 batch.any_ignored |= y[i] == -1;
                 batch.y[i] = (V(index))y[i];
-                V(target_factors)(task, row + i, (ptrdiff_t)y[i], &batch.a[i], &batch.s[i], &batch.g[i]);
+                if (!same_factors)
+                    V(target_factors)(task, row + i, (ptrdiff_t)y[i], &batch.a[i], &batch.s[i], &batch.g[i]);
             }
             for (ptrdiff_t i = n; i < LANE_TARGETS; i++) {
                 batch.y[i] = -1;
@@ -200,15 +223,17 @@ static int V(lane_tile)(const softmax_task *task, ptrdiff_t outer, ptrdiff_t fir
                                  probs ? probs_at + i : NULL, call->target_probs.class_stride, &batch, i,
                                  n - i < LANES ? n - i : LANES);
             }
-            for (ptrdiff_t i = 0; i < n; i++) {
-                sum += (double)batch.loss[i];
-                if (losses) losses[row + i] = batch.loss[i];
-            }
+            sum += V(sum_losses)(batch.loss, n);
+            if (losses) memcpy(losses + row, batch.loss, (size_t)n * sizeof *losses);
         }
         if (width > 0 && grad)
             for (ptrdiff_t c = 0; c < classes; c++)
-                V(store_block)(grad + c * out_stride + from * out_size, call->grad.dtype, count, stage + c * width);
+                if (streams)
+                    V(stream_block)((REAL *)(grad + c * out_stride) + from, count, stage + c * width);
+                else
+                    V(store_block)(grad + c * out_stride + from * out_size, call->grad.dtype, count, stage + c * width);
     }
+    if (streams) vec_fence();
     *loss = sum;
     return FL_OK;
 }

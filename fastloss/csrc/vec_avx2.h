@@ -18,6 +18,9 @@
 #define VEC_BYTES 32
 #define VEC_HAS_FMA 1
 
+/* Puts streamed stores before all that follows. */
+static INLINE void vec_fence(void) { _mm_sfence(); }
+
 typedef __m256 f_vec;
 typedef __m256i f_int;
 typedef __m256 f_mask;

@@ -4,6 +4,9 @@
 #define VEC_BYTES 64
 #define VEC_HAS_FMA 1
 
+/* Puts streamed stores before all that follows. */
+static INLINE void vec_fence(void) { _mm_sfence(); }
+
 typedef __m512 f_vec;
 typedef __m512i f_int;
 typedef __mmask16 f_mask;

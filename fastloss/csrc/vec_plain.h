@@ -10,6 +10,8 @@
 
 #define VEC_BYTES 16
 
+static INLINE void vec_fence(void) {}
+
 typedef float f_vec __attribute__((vector_size(16)));
 typedef int32_t f_int __attribute__((vector_size(16)));
 typedef uint32_t f_bits_vec __attribute__((vector_size(16)));

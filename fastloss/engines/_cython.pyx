@@ -974,17 +974,18 @@ def map(problem):
 
 
 def parallel_copy(cnp.ndarray source, cnp.ndarray target, num_threads=None):
-    """Copies one contiguous array into another, in the tiles and threads of a loss: what benchmarks compare with."""
-    cdef Py_ssize_t i, size = cnp.PyArray_NBYTES(source), tile = MAP_TILE * cnp.PyArray_ITEMSIZE(source)
-    cdef Py_ssize_t count = (size + tile - 1) // tile
+    """Copies one contiguous array into another, a slice a thread: what benchmarks compare a loss with."""
+    cdef Py_ssize_t i, size = cnp.PyArray_NBYTES(source), slice_size
     cdef int thread_number = thread_count(num_threads, cnp.PyArray_SIZE(source))
     cdef char *p = <char *> cnp.PyArray_DATA(source)
     cdef char *q = <char *> cnp.PyArray_DATA(target)
     if not (cnp.PyArray_ISCARRAY_RO(source) and cnp.PyArray_ISCARRAY(target)) or size != cnp.PyArray_NBYTES(target):
         raise ValueError("parallel_copy needs two contiguous arrays of the same size")
+    slice_size = (size // thread_number + 63) // 64 * 64
     with nogil:
         if thread_number == 1:
             memcpy(q, p, size)
         else:
-            for i in prange(count, schedule="static", num_threads=thread_number):
-                memcpy(q + i * tile, p + i * tile, min(tile, size - i * tile))
+            for i in prange(thread_number, schedule="static", num_threads=thread_number):
+                memcpy(q + min(size, i * slice_size), p + min(size, i * slice_size),
+                       min(size, (i + 1) * slice_size) - min(size, i * slice_size))
