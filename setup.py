@@ -50,9 +50,12 @@ class BuildExt(build_ext):
         extension.extra_objects = [str(self.build_library(Path(self.build_lib, "fastloss")))]
         self.force = True  # what was built by another compiler or with other flags is not up to date
         super().build_extensions()
+        if not self.inplace:
+            self.copy_extensions_to_source()
 
     def copy_extensions_to_source(self):
-        """Called for an editable install, which uses what lies in the tree."""
+        """Puts what was built into the tree as well: a Python that is started there imports the package from there, and
+        would find no engine in it."""
         super().copy_extensions_to_source()
         for folder in ("include", "lib"):
             shutil.copytree(Path(self.build_lib, "fastloss", folder), Path("fastloss", folder), dirs_exist_ok=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os as _os
 import sys as _sys
 
+from fastloss.config import get_include, get_library_dir
 from fastloss.engines import engines, set_engine
 from fastloss.losses.binary import binary_cross_entropy_with_logits
 from fastloss.losses.cross_entropy import cross_entropy
 from fastloss.losses.primitives import entropy, log_sigmoid, log_softmax, logsumexp, sigmoid, softmax, softplus
+from fastloss.memory import set_buffer_limit
 from fastloss.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
@@ -24,6 +26,7 @@ __all__ = [
     "log_sigmoid",
     "log_softmax",
     "logsumexp",
+    "set_buffer_limit",
     "set_engine",
     "set_num_threads",
     "show_config",
@@ -31,26 +34,6 @@ __all__ = [
     "softmax",
     "softplus",
 ]
-
-
-def get_include() -> str:
-    """The directory that holds fastloss.h.
-
-    >>> import fastloss as fl, os
-    >>> os.path.basename(fl.get_include())
-    'include'
-    """
-    return _os.path.join(_os.path.dirname(_os.path.abspath(__file__)), "include")
-
-
-def get_library_dir() -> str:
-    """The directory that holds libfastloss, static and shared.
-
-    >>> import fastloss as fl, os
-    >>> os.path.basename(fl.get_library_dir())
-    'lib'
-    """
-    return _os.path.join(_os.path.dirname(_os.path.abspath(__file__)), "lib")
 
 
 def show_config() -> None:

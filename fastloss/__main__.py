@@ -28,18 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     where.add_argument("--cmakedir", action="store_true", help="the folder for CMake's fastloss_DIR")
     args = parser.parse_args(argv)
 
-    if args.command == "info":
-        fl.show_config()
-        return 0
-    chosen = {config.cflags: args.cflags, config.libs: args.libs, config.cmake_dir: args.cmakedir}
-    if not any(chosen.values()):
+    if args.command == "config" and not (args.cflags or args.libs or args.cmakedir):
         where.error("give at least one of --cflags, --libs and --cmakedir")
     try:
-        lines = [answer() for answer, wanted in chosen.items() if wanted]
-    except FileNotFoundError as error:
+        if args.command == "info":
+            fl.show_config()
+        else:
+            chosen = ((config.cflags, args.cflags), (config.libs, args.libs), (config.cmake_dir, args.cmakedir))
+            print("\n".join([answer() for answer, wanted in chosen if wanted]))
+    except (FileNotFoundError, ValueError) as error:  # no C library; a variable of ours that says nonsense
         print(f"fastloss: {error}", file=sys.stderr)
         return 1
-    print("\n".join(lines))
     return 0
 
 

@@ -30,6 +30,10 @@ def get_num_threads() -> int:
 
     That is the number of `set_num_threads`, else of FASTLOSS_NUM_THREADS, else of OMP_NUM_THREADS, else the CPUs that
     this process may use: its affinity, within the quota of its cgroup. The last three are read once.
+
+    >>> import fastloss as fl
+    >>> fl.get_num_threads() >= 1
+    True
     """
     global _default
     if _set is not None:

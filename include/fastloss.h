@@ -55,13 +55,13 @@ extern "C" {
  * Every call returns one. Nothing has been written to any output when it is not FL_OK. */
 
 #define FL_OK 0
-#define FL_ERROR_NULL 1      /* a pointer that is needed is NULL */
-#define FL_ERROR_SIZE 2      /* a negative size, no classes, more than 2^31 - 1 classes, or an unknown struct_size */
-#define FL_ERROR_DTYPE 3     /* an unknown data type, or one that does not fit here */
-#define FL_ERROR_OPTION 4    /* an option outside its range */
-#define FL_ERROR_INDEX 5     /* a target that is neither a class nor ignore_index */
-#define FL_ERROR_EMPTY 6     /* the mean over no targets, with empty = FL_EMPTY_ERROR */
-#define FL_ERROR_ISA 7       /* FASTLOSS_ISA names an instruction set that is unknown or not to be had here */
+#define FL_ERROR_NULL 1   /* a pointer that is needed is NULL */
+#define FL_ERROR_SIZE 2   /* a negative size, no classes, more than 2^31 - 1 classes, or an unknown struct_size */
+#define FL_ERROR_DTYPE 3  /* an unknown data type, or one that does not fit here */
+#define FL_ERROR_OPTION 4 /* an option outside its range */
+#define FL_ERROR_INDEX 5  /* a target that is neither a class nor ignore_index */
+#define FL_ERROR_EMPTY 6  /* the mean over no targets, with empty = FL_EMPTY_ERROR */
+#define FL_ERROR_ISA 7    /* FASTLOSS_ISA names an instruction set that is unknown or not to be had here */
 
 /* "FL_OK", "FL_ERROR_NULL: a pointer that is needed is NULL", ...: never NULL, static memory. */
 FL_API const char *fl_status_name(int status);
@@ -73,10 +73,10 @@ FL_API const char *fl_status_name(int status);
 
 /* Softmax cross-entropy: mean over rows of logsumexp(logits[i]) - logits[i][target[i]]. A target of -100 is
  * ignored. logits: n x classes, target: n. */
-FL_API int fl_cross_entropy_f32(const float *logits, const int64_t *target, ptrdiff_t n, ptrdiff_t classes, double *loss,
-                                float *grad);
-FL_API int fl_cross_entropy_f64(const double *logits, const int64_t *target, ptrdiff_t n, ptrdiff_t classes, double *loss,
-                                double *grad);
+FL_API int fl_cross_entropy_f32(const float *logits, const int64_t *target, ptrdiff_t n, ptrdiff_t classes,
+                                double *loss, float *grad);
+FL_API int fl_cross_entropy_f64(const double *logits, const int64_t *target, ptrdiff_t n, ptrdiff_t classes,
+                                double *loss, double *grad);
 
 /* Binary cross-entropy with logits: mean of softplus(z) - y z over n elements; targets in [0, 1]. */
 FL_API int fl_bce_with_logits_f32(const float *logits, const float *target, ptrdiff_t n, double *loss, float *grad);
@@ -136,24 +136,24 @@ typedef struct fl_cross_entropy_call {
     ptrdiff_t n[2];
     ptrdiff_t classes;
     ptrdiff_t inner;
-    fl_array logits;          /* FL_F32, FL_F64, FL_F16 or FL_BF16; only read */
-    fl_array grad;            /* data NULL: no gradient. The logits' dtype; FL_F32, FL_F16, FL_BF16 mix freely. May be the
-                                 logits themselves, must not partly overlap them */
-    const void *target;       /* class indices, contiguous; NULL where target_probs is given */
-    int target_dtype;         /* FL_I8 ... FL_U64 */
-    fl_array target_probs;    /* probabilities, of the working type */
-    const void *weight;       /* one a class, working type, or NULL */
+    fl_array logits;       /* FL_F32, FL_F64, FL_F16 or FL_BF16; only read */
+    fl_array grad;         /* data NULL: no gradient. The logits' dtype; FL_F32, FL_F16, FL_BF16 mix freely. May be the
+                              logits themselves, must not partly overlap them */
+    const void *target;    /* class indices, contiguous; NULL where target_probs is given */
+    int target_dtype;      /* FL_I8 ... FL_U64 */
+    fl_array target_probs; /* probabilities, of the working type */
+    const void *weight;    /* one a class, working type, or NULL */
     const void *sample_weight; /* one a target, working type, contiguous, or NULL */
-    const void *grad_output;  /* upstream gradient, one a target, working type, or NULL */
-    void *losses;             /* receives each target's loss (working type, contiguous), or NULL */
-    double grad_scale;        /* upstream gradient, a number; default 1 */
-    int64_t ignore_index;     /* default -100 */
-    double label_smoothing;   /* in [0, 1] */
-    double z_loss;            /* >= 0 */
-    double softcap;           /* > 0; 0 is none */
-    int reduction;            /* enum fl_reduction, default FL_MEAN */
-    int empty;                /* enum fl_empty: what the mean over nothing is, default FL_EMPTY_NAN */
-    double normalizer;        /* the mean's denominator; negative (default): computed */
+    const void *grad_output;   /* upstream gradient, one a target, working type, or NULL */
+    void *losses;              /* receives each target's loss (working type, contiguous), or NULL */
+    double grad_scale;         /* upstream gradient, a number; default 1 */
+    int64_t ignore_index;      /* default -100 */
+    double label_smoothing;    /* in [0, 1] */
+    double z_loss;             /* >= 0 */
+    double softcap;            /* > 0; 0 is none */
+    int reduction;             /* enum fl_reduction, default FL_MEAN */
+    int empty;                 /* enum fl_empty: what the mean over nothing is, default FL_EMPTY_NAN */
+    double normalizer;         /* the mean's denominator; negative (default): computed */
 } fl_cross_entropy_call;
 
 FL_API fl_cross_entropy_call fl_cross_entropy_call_init(void);
@@ -166,7 +166,10 @@ FL_API int fl_cross_entropy(const fl_cross_entropy_call *call, double *loss);
  *     1. fl_cross_entropy_tiles gives their number, and checks everything but the targets;
  *     2. fl_cross_entropy_check reads the targets of one tile;
  *     3. add the tiles' weights in order; set call.normalizer to the sum, where it was negative;
- *     4. fl_cross_entropy_tile computes one tile; add the losses in order, and divide by the normalizer. */
+ *     4. fl_cross_entropy_tile computes one tile; add the losses in order, and divide by the normalizer.
+ *
+ * Half precision is converted on the way. For rows of thousands of classes that is faster with fl_cross_entropy_scratch
+ * bytes of memory for each thread, aligned for a double; NULL works too, in the last bits not always the same. */
 typedef struct fl_target_check {
     double weight;          /* the tile's share of the mean's denominator */
     ptrdiff_t bad_position; /* the first target that is not a class, or -1 */
@@ -175,7 +178,8 @@ typedef struct fl_target_check {
 
 FL_API int fl_cross_entropy_tiles(const fl_cross_entropy_call *call, ptrdiff_t *tiles);
 FL_API int fl_cross_entropy_check(const fl_cross_entropy_call *call, ptrdiff_t tile, fl_target_check *check);
-FL_API int fl_cross_entropy_tile(const fl_cross_entropy_call *call, ptrdiff_t tile, double *loss);
+FL_API size_t fl_cross_entropy_scratch(const fl_cross_entropy_call *call); /* 0: none is of use */
+FL_API int fl_cross_entropy_tile(const fl_cross_entropy_call *call, ptrdiff_t tile, void *scratch, double *loss);
 
 /* Binary cross-entropy with logits, with every option, over n[0] x n[1] x n[2] elements in this order. logits, grad
  * and target are contiguous; weight and pos_weight have a stride for each of the three (0 broadcasts).

@@ -13,12 +13,14 @@ for entry in [entry for entry in sys.path if os.path.abspath(entry) == ROOT]:
 os.environ["PYTHONSAFEPATH"] = "1"  # the same in the Pythons that tests start (3.11 and later)
 
 import fastloss as fl  # noqa: E402
+from fastloss.engines import get  # noqa: E402
 
 IN_CI = os.environ.get("CI") == "true"
 
 
 def pytest_report_header():
-    return f"fastloss {fl.__version__}, engines {', '.join(fl.engines())}, from {os.path.dirname(fl.__file__)}"
+    isa = f", {get('cython').isa()}" if "cython" in fl.engines() else ""
+    return f"fastloss {fl.__version__}, engines {', '.join(fl.engines())}{isa}, from {os.path.dirname(fl.__file__)}"
 
 
 def pytest_sessionstart():

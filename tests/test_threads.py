@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
 
 import fastloss as fl
 from fastloss import threads
+from fastloss.engines import get as get_engine
 
 
 @pytest.fixture(autouse=True)
@@ -160,3 +162,174 @@ def test_show_config(capsys):
     printed = capsys.readouterr().out
     for text in (fl.__version__, np.__version__, "reference", f"threads       {fl.get_num_threads()}"):
         assert text in printed
+
+
+# ---- The compiled engine's threads, each in a process of its own -----------------------------------------------------
+
+needs_cython = pytest.mark.skipif("cython" not in fl.engines(), reason="the other engines run on one thread")
+counts_threads = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system does not list threads")
+
+PARALLEL = """
+import os
+import numpy as np
+{first}
+import fastloss as fl
+rng = np.random.default_rng(0)
+logits, target = rng.normal(0, 1, (4000, 100)).astype("f4"), rng.integers(0, 100, 4000)
+
+def running():
+    return len(os.listdir("/proc/self/task"))
+
+def call(**options):
+    return fl.cross_entropy(logits, target, return_grad=True, engine="cython", **options)
+
+"""
+
+
+def parallel(code, first="", **environment):
+    done = run(PARALLEL.format(first=first) + textwrap.dedent(code), **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_cython
+@counts_threads
+@pytest.mark.parametrize(
+    ("setup", "options", "environment", "expected"),
+    [
+        ("", "", {"OMP_NUM_THREADS": "4"}, 4),
+        ("", "", {"FASTLOSS_NUM_THREADS": "3"}, 3),
+        ("", "", {"FASTLOSS_NUM_THREADS": "3", "OMP_NUM_THREADS": "2"}, 3),
+        ("fl.set_num_threads(5)", "", {"OMP_NUM_THREADS": "2"}, 5),
+        ("fl.set_num_threads(5)", "num_threads=2", {"OMP_NUM_THREADS": "4"}, 2),
+        ("fl.set_num_threads(1)", "", {"OMP_NUM_THREADS": "4"}, 1),
+        ("logits, target = logits[:600], target[:600]", "", {"OMP_NUM_THREADS": "4"}, 1),  # too small to share out
+    ],
+    ids=str,
+)
+def test_as_many_threads_run_as_were_asked_for(setup, options, environment, expected):
+    code = f"""
+        {setup}
+        before = running()
+        call({options})
+        print(running() - before + 1)
+    """
+    assert parallel(code, **environment) == f"{expected}\n"
+
+
+@needs_cython
+@counts_threads
+@pytest.mark.parametrize(("limit", "expected"), [(1, 1), (2, 2), (3, 3), (8, 4)])
+@pytest.mark.parametrize("own", [{}, {"FASTLOSS_NUM_THREADS": "4"}], ids=["OMP_NUM_THREADS", "FASTLOSS_NUM_THREADS"])
+def test_threadpoolctl_limits(limit, expected, own, peer):
+    peer("threadpoolctl")
+    code = f"""
+        import threadpoolctl
+        fl.cross_entropy(logits[:2], target[:2], engine="cython")  # loads OpenMP, and starts no thread
+        with threadpoolctl.threadpool_limits({limit}):
+            before = running()
+            call()
+            print(running() - before + 1)
+    """
+    assert parallel(code, OMP_NUM_THREADS="4", **own) == f"{expected}\n"
+    code = f"""
+        import threadpoolctl
+        fl.cross_entropy(logits[:2], target[:2], engine="cython")
+        with threadpoolctl.threadpool_limits({limit}, user_api="openmp"):
+            pass
+        with threadpoolctl.threadpool_limits({limit}, user_api="blas"):
+            before = running()
+            call()
+            print(running() - before + 1)
+    """
+    assert parallel(code, OMP_NUM_THREADS="4", **own) == "4\n", "a limit that is over, or not for OpenMP"
+
+
+@needs_cython
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
+def test_multiprocessing_after_parallel_calls(start, tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        PARALLEL.format(first="import multiprocessing, sys, warnings; warnings.simplefilter('ignore')")
+        + textwrap.dedent(
+            f"""
+            def work(_):
+                return call(num_threads=2)[0]
+
+            if __name__ == "__main__":
+                expected = call(num_threads=2)[0]
+                with multiprocessing.get_context({start!r}).Pool(2) as pool:
+                    values = pool.map_async(work, range(4)).get(timeout=40)
+                if values != [expected] * 4 or call(num_threads=2)[0] != expected:
+                    sys.exit("other values")
+            """
+        )
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+TORCH_CALL = """
+def torch_call():
+    z = torch.from_numpy(logits).requires_grad_()
+    loss = torch.nn.functional.cross_entropy(z, torch.from_numpy(target))
+    loss.backward()
+    return loss.item()
+"""
+
+
+@needs_cython
+@pytest.mark.parametrize("order", ["torch first", "torch second", "torch after a call"])
+def test_torch_in_the_same_process(order, peer):
+    """Two OpenMP runtimes, perhaps, and each with its threads: the numbers stay right, and nothing hangs."""
+    peer("torch")
+    late = {"torch second": "import torch", "torch after a call": "call(num_threads=2); import torch"}.get(order, "")
+    code = f"""
+        {late}
+        {textwrap.indent(TORCH_CALL, " " * 8).strip()}
+        expected = fl.cross_entropy(logits, target, engine="reference")
+        for _ in range(5):
+            assert abs(call(num_threads=2)[0] - expected) < 1e-6
+            assert abs(torch_call() - expected) < 1e-5
+        torch.set_num_threads(1)
+        assert call(num_threads=2)[0] == call(num_threads=1)[0]
+        child = os.fork()
+        if child == 0:
+            import signal
+            signal.alarm(30)
+            os._exit(0 if abs(call()[0] - expected) < 1e-6 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        print("done")
+    """
+    first = "import warnings; warnings.simplefilter('ignore')" + ("\nimport torch" if order == "torch first" else "")
+    assert parallel(code, first) == "done\n"
+
+
+@needs_cython
+@pytest.mark.parametrize("isa", ["", "x86-64"])
+def test_concurrent_first_calls(isa):
+    """The engine is imported and the instruction set chosen by the first call: eight come at once."""
+    if isa and isa not in get_engine("cython").isa_list():
+        pytest.skip(f"no {isa} here")
+    code = """
+        import threading
+        barrier, results = threading.Barrier(8), []
+
+        def work(number):
+            barrier.wait()
+            if number % 2:
+                results.append(fl.cross_entropy(logits, target))
+            else:
+                results.append(call(num_threads=2)[0])
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert len(results) == 8 and len(set(results)) == 1, results
+        print("done")
+    """
+    for _ in range(5):
+        assert parallel(code, FASTLOSS_ISA=isa) == "done\n"

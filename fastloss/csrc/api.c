@@ -9,17 +9,24 @@ const char *fl_version(void) { return FL_VERSION; }
 
 const char *fl_status_name(int status) {
     switch (status) {
-        case FL_OK: return "FL_OK";
-        case FL_ERROR_NULL: return "FL_ERROR_NULL: a pointer that is needed is NULL";
+        case FL_OK:
+            return "FL_OK";
+        case FL_ERROR_NULL:
+            return "FL_ERROR_NULL: a pointer that is needed is NULL";
         case FL_ERROR_SIZE:
             return "FL_ERROR_SIZE: a negative size, no classes, more than 2^31 - 1 classes, or an unknown struct_size";
-        case FL_ERROR_DTYPE: return "FL_ERROR_DTYPE: an unknown data type, or one that does not fit here";
-        case FL_ERROR_OPTION: return "FL_ERROR_OPTION: an option outside its range";
-        case FL_ERROR_INDEX: return "FL_ERROR_INDEX: a target that is neither a class nor ignore_index";
-        case FL_ERROR_EMPTY: return "FL_ERROR_EMPTY: the mean over no targets";
+        case FL_ERROR_DTYPE:
+            return "FL_ERROR_DTYPE: an unknown data type, or one that does not fit here";
+        case FL_ERROR_OPTION:
+            return "FL_ERROR_OPTION: an option outside its range";
+        case FL_ERROR_INDEX:
+            return "FL_ERROR_INDEX: a target that is neither a class nor ignore_index";
+        case FL_ERROR_EMPTY:
+            return "FL_ERROR_EMPTY: the mean over no targets";
         case FL_ERROR_ISA:
             return "FL_ERROR_ISA: FASTLOSS_ISA names an instruction set that is unknown or not to be had here";
-        default: return "unknown fastloss status";
+        default:
+            return "unknown fastloss status";
     }
 }
 
@@ -49,7 +56,8 @@ static ptrdiff_t product(ptrdiff_t a, ptrdiff_t b) {
     return b > 0 && a > PTRDIFF_MAX / b ? -1 : a * b;
 }
 
-/* ---- Softmax tasks --------------------------------------------------------------------------------------------------*/
+/* ---- Softmax tasks
+ * --------------------------------------------------------------------------------------------------*/
 
 /* The tiles of a batch; its size and its logits are checked. */
 static int lay_out(softmax_task *task) {
@@ -59,7 +67,8 @@ static int lay_out(softmax_task *task) {
         product(task->rows, call->classes) < 0)
         return FL_ERROR_SIZE;
     if (!is_float(call->logits.dtype)) return FL_ERROR_DTYPE;
-    if (call->grad.data && (!is_float(call->grad.dtype) || is_double(call->grad.dtype) != is_double(call->logits.dtype)))
+    if (call->grad.data &&
+        (!is_float(call->grad.dtype) || is_double(call->grad.dtype) != is_double(call->logits.dtype)))
         return FL_ERROR_DTYPE;
     if (call->inner == 1 && (call->logits.class_stride != 1 || (call->grad.data && call->grad.class_stride != 1)))
         return FL_ERROR_OPTION;
@@ -138,13 +147,20 @@ int fl_cross_entropy_check(const fl_cross_entropy_call *call, ptrdiff_t tile, fl
     return FL_OK;
 }
 
-int fl_cross_entropy_tile(const fl_cross_entropy_call *call, ptrdiff_t tile, double *loss) {
+size_t fl_cross_entropy_scratch(const fl_cross_entropy_call *call) {
+    softmax_task task;
+    if (cross_entropy_task(call, &task) != FL_OK) return 0;
+    const bool half = task.call.logits.dtype == FL_F16 || task.call.logits.dtype == FL_BF16;
+    return half ? sizeof(float) * ((size_t)task.call.classes + SCRATCH_PADDING) : 0;
+}
+
+int fl_cross_entropy_tile(const fl_cross_entropy_call *call, ptrdiff_t tile, void *scratch, double *loss) {
     softmax_task task;
     if (!loss) return FL_ERROR_NULL;
     TRY(cross_entropy_task(call, &task));
     if (tile < 0 || tile >= task.tiles) return FL_ERROR_SIZE;
     if (task.call.reduction == FL_MEAN && task.call.normalizer < 0) return FL_ERROR_OPTION;
-    return fl_kernels_in_use()->softmax_tile[is_double(task.call.logits.dtype)](&task, tile, loss);
+    return fl_kernels_in_use()->softmax_tile[is_double(task.call.logits.dtype)](&task, tile, scratch, loss);
 }
 
 /* The sum, the mean, or what the mean over nothing is. */
@@ -173,7 +189,7 @@ int fl_cross_entropy(const fl_cross_entropy_call *given, double *loss) {
     if (task.nothing_counts && call->empty == FL_EMPTY_ERROR) return FL_ERROR_EMPTY;
     for (ptrdiff_t tile = 0; tile < task.tiles; tile++) {
         double part;
-        TRY(kernels->softmax_tile[working](&task, tile, &part));
+        TRY(kernels->softmax_tile[working](&task, tile, NULL, &part));
         sum += part;
     }
     *loss = reduced(sum, call->reduction, call->empty, call->normalizer);
@@ -197,7 +213,8 @@ int fl_cross_entropy(const fl_cross_entropy_call *given, double *loss) {
 SIMPLE_CROSS_ENTROPY(fl_cross_entropy_f32, float, FL_F32)
 SIMPLE_CROSS_ENTROPY(fl_cross_entropy_f64, double, FL_F64)
 
-/* ---- Softmax and its relatives ---------------------------------------------------------------------------------------*/
+/* ---- Softmax and its relatives
+ * ---------------------------------------------------------------------------------------*/
 
 fl_softmax_call fl_softmax_call_init(void) {
     fl_softmax_call call;
@@ -244,7 +261,7 @@ int fl_softmax_tile(const fl_softmax_call *call, ptrdiff_t tile) {
     double unused;
     TRY(softmax_only_task(call, &task));
     if (tile < 0 || tile >= task.tiles) return FL_ERROR_SIZE;
-    return fl_kernels_in_use()->softmax_tile[is_double(task.call.logits.dtype)](&task, tile, &unused);
+    return fl_kernels_in_use()->softmax_tile[is_double(task.call.logits.dtype)](&task, tile, NULL, &unused);
 }
 
 int fl_softmax(const fl_softmax_call *call) {
@@ -252,11 +269,12 @@ int fl_softmax(const fl_softmax_call *call) {
     double unused;
     TRY(softmax_only_task(call, &task));
     for (ptrdiff_t tile = 0; tile < task.tiles; tile++)
-        TRY(fl_kernels_in_use()->softmax_tile[is_double(task.call.logits.dtype)](&task, tile, &unused));
+        TRY(fl_kernels_in_use()->softmax_tile[is_double(task.call.logits.dtype)](&task, tile, NULL, &unused));
     return FL_OK;
 }
 
-/* ---- Binary cross-entropy --------------------------------------------------------------------------------------------*/
+/* ---- Binary cross-entropy
+ * --------------------------------------------------------------------------------------------*/
 
 fl_bce_call fl_bce_call_init(void) {
     fl_bce_call call;
@@ -340,20 +358,21 @@ int fl_bce(const fl_bce_call *given, double *loss) {
     return FL_OK;
 }
 
-#define SIMPLE_BCE(name, type, code)                                                              \
-    int name(const type *logits, const type *target, ptrdiff_t n, double *loss, type *grad) {     \
-        fl_bce_call call = fl_bce_call_init();                                                    \
-        call.n[2] = n;                                                                            \
-        call.logits = logits;                                                                     \
-        call.target = target;                                                                     \
-        call.grad = grad;                                                                         \
-        call.logits_dtype = call.target_dtype = call.grad_dtype = code;                           \
-        return fl_bce(&call, loss);                                                               \
+#define SIMPLE_BCE(name, type, code)                                                          \
+    int name(const type *logits, const type *target, ptrdiff_t n, double *loss, type *grad) { \
+        fl_bce_call call = fl_bce_call_init();                                                \
+        call.n[2] = n;                                                                        \
+        call.logits = logits;                                                                 \
+        call.target = target;                                                                 \
+        call.grad = grad;                                                                     \
+        call.logits_dtype = call.target_dtype = call.grad_dtype = code;                       \
+        return fl_bce(&call, loss);                                                           \
     }
 SIMPLE_BCE(fl_bce_with_logits_f32, float, FL_F32)
 SIMPLE_BCE(fl_bce_with_logits_f64, double, FL_F64)
 
-/* ---- Functions of one element ----------------------------------------------------------------------------------------*/
+/* ---- Functions of one element
+ * ----------------------------------------------------------------------------------------*/
 
 int fl_map(int kind, int dtype, const void *input, ptrdiff_t n, void *output) {
     const fl_kernels *kernels = fl_kernels_in_use();

@@ -45,7 +45,7 @@ static void V(broadcast_block)(const fl_broadcast *array, const ptrdiff_t size[3
 }
 
 #undef CONVERT
-#define CONVERT(type)                                                          \
+#define CONVERT(type)                                                        \
     for (ptrdiff_t i = 0; i < n; i++) block[i] = (REAL)((const type *)p)[i]; \
     break
 
@@ -54,19 +54,30 @@ static void V(numbers_block)(const void *data, int dtype, ptrdiff_t first, ptrdi
     const void *p = (const char *)data + first * dtype_size(dtype);
     for (ptrdiff_t i = n; i % LANES; i++) block[i] = 0;
     switch (dtype) {
-        case FL_F64: CONVERT(double);
-        case FL_I8: CONVERT(int8_t);
-        case FL_I16: CONVERT(int16_t);
-        case FL_I32: CONVERT(int32_t);
-        case FL_I64: CONVERT(int64_t);
-        case FL_U8: CONVERT(uint8_t);
-        case FL_U16: CONVERT(uint16_t);
-        case FL_U32: CONVERT(uint32_t);
-        case FL_U64: CONVERT(uint64_t);
+        case FL_F64:
+            CONVERT(double);
+        case FL_I8:
+            CONVERT(int8_t);
+        case FL_I16:
+            CONVERT(int16_t);
+        case FL_I32:
+            CONVERT(int32_t);
+        case FL_I64:
+            CONVERT(int64_t);
+        case FL_U8:
+            CONVERT(uint8_t);
+        case FL_U16:
+            CONVERT(uint16_t);
+        case FL_U32:
+            CONVERT(uint32_t);
+        case FL_U64:
+            CONVERT(uint64_t);
 #if WORKING_TYPE == 32
-        default: f_load_block(p, dtype, n, 0, block);
+        default:
+            f_load_block(p, dtype, n, 0, block);
 #else
-        case FL_F32: CONVERT(float);
+        case FL_F32:
+            CONVERT(float);
         default:
             for (ptrdiff_t i = 0; i < n; i += 4) {
                 uint16_t half[16] = {0};
@@ -93,8 +104,9 @@ static INLINE double V(bce_block)(const bce_task *task, const REAL *z, const REA
         const V(vec) label = smooth ? V(fma)(target, rest, half) : target;
         const V(vec) g = grad_output ? V(mul)(scale, V(load)(grad_output + i)) : scale;
         V(vec) slope;
-        V(vec) loss = V(bce)(V(load)(z + i), label, w ? V(load)(w + i) : one, p ? V(load)(p + i) : one, g,
-                             grad ? &slope : NULL);
+        V(vec)
+        loss =
+            V(bce)(V(load)(z + i), label, w ? V(load)(w + i) : one, p ? V(load)(p + i) : one, g, grad ? &slope : NULL);
         if (ignores) {
             const V(mask) ignored = V(eq)(target, ignore_value);
             loss = V(zero_where)(ignored, loss);

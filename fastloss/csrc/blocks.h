@@ -6,6 +6,12 @@
  * keep their digits until they are flushed into double. */
 #define BLOCK 512
 
+static INLINE REAL V(first_lane)(V(vec) v) {
+    REAL lanes[LANES];
+    V(store)(lanes, v);
+    return lanes[0];
+}
+
 static INLINE V(vec) V(max_block)(const REAL *z, ptrdiff_t n) {
     V(vec) m0 = V(set)(-INFINITY), m1 = m0, m2 = m0, m3 = m0;
     ptrdiff_t i = 0;
@@ -34,12 +40,12 @@ static INLINE void V(exp_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, p
     V(vec) sum = V(set)(0);
     ptrdiff_t i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        V(prefetch)(z + i + ahead, false);
+        if (ahead) V(prefetch)(z + i + ahead, false);
         if (fetch_e) V(prefetch)(e + i + ahead, true);
         const V(vec) x0 = V(sub)(V(load)(z + i), r);
         const V(vec) x1 = V(sub)(V(load)(z + i + LANES), r);
         if (VEC_BYTES >= 64) {
-            V(prefetch)(z + i + LANES + ahead, false);
+            if (ahead) V(prefetch)(z + i + LANES + ahead, false);
             if (fetch_e) V(prefetch)(e + i + LANES + ahead, true);
         }
         V(store)(e + i, V(exp_scaled)(x0));
@@ -123,30 +129,108 @@ static INLINE void d_store_as(void *p, int dtype, d_vec v) {
 }
 #endif
 
+#ifndef COPY_PART
+#define COPY_PART
+/* Fewer than 64 bytes; a call of memcpy with a size that varies costs more than the rest. */
+static INLINE void copy_part(void *to, const void *from, ptrdiff_t bytes) {
+    char *q = to;
+    const char *p = from;
+#define PIECE(size)         \
+    if (bytes & (size)) {   \
+        memcpy(q, p, size); \
+        q += (size);        \
+        p += (size);        \
+    }
+    PIECE(32)
+    PIECE(16)
+    PIECE(8)
+    PIECE(4)
+    PIECE(2)
+#undef PIECE
+}
+#endif
+
 static INLINE V(vec) V(load_part_as)(const void *p, int dtype, ptrdiff_t n) {
-    REAL part[2 * LANES] = {0};
-    memcpy(part, p, (size_t)(n * dtype_size(dtype)));
+    REAL part[64 / sizeof(REAL)] = {0};
+    copy_part(part, p, n * dtype_size(dtype));
     return V(load_as)(part, dtype);
 }
 static INLINE void V(store_part_as)(void *p, int dtype, V(vec) v, ptrdiff_t n) {
-    REAL part[2 * LANES];
+    REAL part[64 / sizeof(REAL)];
     V(store_as)(part, dtype, v);
-    memcpy(p, part, (size_t)(n * dtype_size(dtype)));
+    copy_part(p, part, n * dtype_size(dtype));
 }
 
-/* n elements of any floating type as the working type, padded with `fill` to a whole number of vectors. */
-static INLINE void V(load_block)(const void *p, int dtype, ptrdiff_t n, REAL fill, REAL *block) {
-    const ptrdiff_t size = dtype_size(dtype);
-    ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES) V(store)(block + i, V(load_as)((const char *)p + i * size, dtype));
-    if (i < n) {
-        V(store)(block + i, V(load_part_as)((const char *)p + i * size, dtype, n - i));
-        for (ptrdiff_t k = n; k < i + LANES; k++) block[k] = fill;
+/* Runs the loop with the type known, so that it holds no branch. */
+#undef FOR_DTYPE
+#if WORKING_TYPE == 32
+#define FOR_DTYPE(dtype, loop)    \
+    switch (dtype) {              \
+        case FL_F32: {            \
+            enum { D = FL_F32 };  \
+            loop break;           \
+        }                         \
+        case FL_F16: {            \
+            enum { D = FL_F16 };  \
+            loop break;           \
+        }                         \
+        default: {                \
+            enum { D = FL_BF16 }; \
+            loop                  \
+        }                         \
     }
+#else
+#define FOR_DTYPE(dtype, loop) \
+    {                          \
+        enum { D = FL_F64 };   \
+        (void)(dtype);         \
+        loop                   \
+    }
+#endif
+
+/* n elements of any floating type as the working type, padded with `fill` to a whole number of vectors. Returns the
+ * maximum of each lane, and of the fill. */
+static INLINE V(vec) V(load_block)(const void *p, int dtype, ptrdiff_t n, REAL fill, REAL *block) {
+    const char *from = p;
+    V(vec) max = V(set)(-INFINITY);
+    FOR_DTYPE(dtype, {
+        const ptrdiff_t size = dtype_size(D);
+        ptrdiff_t i = 0;
+        for (; i + LANES <= n; i += LANES) {
+            const V(vec) v = V(load_as)(from + i * size, D);
+            max = V(max)(v, max);
+            V(store)(block + i, v);
+        }
+        if (i < n) {
+            V(store)(block + i, V(load_part_as)(from + i * size, D, n - i));
+            for (ptrdiff_t k = n; k < i + LANES; k++) block[k] = fill;
+            max = V(max)(V(load)(block + i), max);
+        }
+    })
+    return max;
 }
+
+/* block * factor - shift, rounded to any floating type. */
+static INLINE void V(store_scaled)(void *p, int dtype, ptrdiff_t n, const REAL *block, REAL factor, REAL shift) {
+    char *to = p;
+    const V(vec) f = V(set)(factor), minus = V(set)(-shift);
+    FOR_DTYPE(dtype, {
+        const ptrdiff_t size = dtype_size(D);
+        ptrdiff_t i = 0;
+        for (; i + LANES <= n; i += LANES) V(store_as)(to + i * size, D, V(fma)(V(load)(block + i), f, minus));
+        if (i < n) V(store_part_as)(to + i * size, D, V(fma)(V(load_part)(block + i, n - i, 0), f, minus), n - i);
+    })
+}
+
 static INLINE void V(store_block)(void *p, int dtype, ptrdiff_t n, const REAL *block) {
-    const ptrdiff_t size = dtype_size(dtype);
-    ptrdiff_t i = 0;
-    for (; i + LANES <= n; i += LANES) V(store_as)((char *)p + i * size, dtype, V(load)(block + i));
-    if (i < n) V(store_part_as)((char *)p + i * size, dtype, V(load)(block + i), n - i);
+    char *to = p;
+    FOR_DTYPE(dtype, {
+        const ptrdiff_t size = dtype_size(D);
+        ptrdiff_t i = 0;
+        for (; i + LANES <= n; i += LANES) V(store_as)(to + i * size, D, V(load)(block + i));
+        if (i < n) V(store_part_as)(to + i * size, D, V(load_part)(block + i, n - i, 0), n - i);
+    })
 }
+
+static INLINE REAL V(load_one)(const void *p, int dtype) { return V(first_lane)(V(load_part_as)(p, dtype, 1)); }
+static INLINE void V(store_one)(void *p, int dtype, REAL value) { V(store_part_as)(p, dtype, V(set)(value), 1); }

@@ -15,6 +15,8 @@
 /* What a kernel needs of up to ROW_BATCH targets that count. */
 typedef struct {
     ptrdiff_t count;
+    bool native;   /* logits and gradients are of the working type; else they are converted on the way */
+    REAL *scratch; /* classes + LANES numbers, where not native */
     const void *z[ROW_BATCH];
     void *grad[ROW_BATCH]; /* NULL: loss only */
     const REAL *probs[ROW_BATCH];
@@ -66,7 +68,8 @@ static INLINE V(finished) V(finish)(const softmax_task *task, V(vec) m, V(vec) z
 #undef SCALE_DOWN
 #define SCALE_DOWN ((REAL)1 / (REAL)((uint64_t)1 << EXP_SCALE_BITS))
 
-/* ---- Long rows: block by block against a reference, which need not be the maximum ------------------------------------
+/* ---- Long rows: block by block against a reference, which need not be the maximum
+ * ------------------------------------
  *
  * The reference is the first block's maximum. A block that exceeds it by more than JUMP makes the maximum of all that
  * is left the reference, and what was done is scaled to it: at most once a row, and rarely. */
@@ -80,31 +83,60 @@ static INLINE V(finished) V(finish)(const softmax_task *task, V(vec) m, V(vec) z
 #define ROW_AHEAD (4096 / (ptrdiff_t)sizeof(REAL))
 #define FETCHED_ROW (262144 / (ptrdiff_t)sizeof(REAL))
 
-static INLINE void V(row)(const softmax_task *task, V(batch) * batch, ptrdiff_t i, bool smooth, bool with_grad) {
-    const REAL *z = batch->z[i];
-    REAL *grad = with_grad ? batch->grad[i] : NULL;
+/* n logits from z on as the working type: where they lie, or in `block`; and the maximum of each lane. */
+static INLINE const REAL *V(working)(const softmax_task *task, const void *z, ptrdiff_t n, bool native, REAL *block,
+                                     V(vec) * max) {
+    *max = native ? V(max_block)(z, n) : V(load_block)(z, task->call.logits.dtype, n, -INFINITY, block);
+    return native ? z : block;
+}
+
+/* The maximum of any number of logits. */
+static INLINE REAL V(max_of)(const softmax_task *task, const char *z, ptrdiff_t n, bool native) {
+    if (native) return V(hmax)(V(max_block)((const REAL *)z, n));
+    V(vec) max = V(set)(-INFINITY);
+    for (ptrdiff_t c = 0; c < n; c += BLOCK) {
+        REAL block[BLOCK];
+        const ptrdiff_t count = n - c < BLOCK ? n - c : BLOCK;
+        const char *p = z + c * dtype_size(task->call.logits.dtype);
+        max = V(max)(V(load_block)(p, task->call.logits.dtype, count, -INFINITY, block), max);
+    }
+    return V(hmax)(max);
+}
+
+static INLINE void V(row)(const softmax_task *task, V(batch) * batch, ptrdiff_t i, bool native, bool smooth,
+                          bool with_grad) {
     const ptrdiff_t classes = task->call.classes, y = batch->y[i];
-    const REAL z_y = z[y];
-    REAL scratch[BLOCK];
+    const ptrdiff_t in_size = native ? (ptrdiff_t)sizeof(REAL) : dtype_size(task->call.logits.dtype);
+    const ptrdiff_t out_size = native ? (ptrdiff_t)sizeof(REAL) : dtype_size(task->call.grad.dtype);
+    const char *z = batch->z[i];
+    char *grad = batch->grad[i];
+    REAL *kept = !with_grad ? NULL : native ? (REAL *)grad : batch->scratch; /* the exponentials */
+    REAL z_block[BLOCK], e_block[BLOCK];
+    const REAL z_y = native ? ((const REAL *)batch->z[i])[y] : V(load_one)(z + y * in_size, task->call.logits.dtype);
     REAL m = -INFINITY, ref = 0;
     double rest = 0, sum_x = 0;
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
         const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
-        const REAL top = V(hmax)(V(max_block)(z + c, n));
+        if (!native)
+            for (ptrdiff_t line = 0; line < n * in_size; line += 64)
+                __builtin_prefetch(z + (c + ROW_AHEAD) * in_size + line);
+        V(vec) max;
+        const REAL *z_c = V(working)(task, z + c * in_size, n, native, z_block, &max);
+        const REAL top = V(hmax)(max);
         if (top > m) m = top;
         if (c == 0) {
             ref = top > REAL_LOWEST ? top : REAL_LOWEST;
         } else if (top > ref + JUMP) {
-            m = V(hmax)(V(max_block)(z + c, classes - c));
+            m = V(max_of)(task, z + c * in_size, classes - c, native);
             const double shrink = exp((double)ref - m);
             rest *= shrink;
             sum_x += (double)c * ((double)ref - m);
-            if (grad) V(scale_block)(grad, c, (REAL)shrink, 0, NULL);
+            if (kept) V(scale_block)(kept, c, (REAL)shrink, 0, NULL);
             ref = m;
         }
-        REAL *e = grad ? grad + c : scratch;
+        REAL *e = kept ? kept + c : e_block;
         V(vec) sum = V(set)(0);
-        V(exp_block)(z + c, e, n, ref, ROW_AHEAD, with_grad, smooth ? &sum : NULL);
+        V(exp_block)(z_c, e, n, ref, native ? ROW_AHEAD : 0, native && with_grad, smooth ? &sum : NULL);
         if (y >= c && y < c + n) e[y - c] = 0;
         V(acc) acc = V(acc_zero)();
         V(acc_add)(&acc, V(sum_block)(e, n));
@@ -117,43 +149,50 @@ static INLINE void V(row)(const softmax_task *task, V(batch) * batch, ptrdiff_t 
     }
     const double unit = (ref == m ? 1 : exp((double)ref - m)) * SCALE_DOWN;
     const double distance_sum = smooth ? (double)classes * ((double)m - ref) - sum_x : 0;
-    const V(finished) f = V(finish)(task, V(set)(m), V(set)(z_y), V(set)((REAL)(rest * unit)), V(set)((REAL)distance_sum),
-                                    V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
-    REAL lanes[4][LANES];
-    V(store)(lanes[0], f.loss);
-    V(store)(lanes[1], f.factor);
-    V(store)(lanes[2], f.target_grad);
-    V(store)(lanes[3], f.shift);
-    batch->loss[i] = lanes[0][0];
-    if (grad) {
-        const REAL factor = (REAL)(lanes[1][0] * unit), shift = smooth ? lanes[3][0] : 0;
+    const V(finished) f =
+        V(finish)(task, V(set)(m), V(set)(z_y), V(set)((REAL)(rest * unit)), V(set)((REAL)distance_sum),
+                  V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
+    batch->loss[i] = V(first_lane)(f.loss);
+    if (!with_grad) return;
+    const REAL factor = (REAL)(V(first_lane)(f.factor) * unit), shift = smooth ? V(first_lane)(f.shift) : 0;
+    const REAL target_grad = V(first_lane)(f.target_grad);
+    if (native) {
         const ptrdiff_t fetched = classes < FETCHED_ROW ? classes : FETCHED_ROW;
-        V(scale_block)(grad, fetched, factor, shift, z + classes);
-        V(scale_block)(grad + fetched, classes - fetched, factor, shift, NULL);
-        grad[y] = lanes[2][0];
+        V(scale_block)(kept, fetched, factor, shift, (const REAL *)z + classes);
+        V(scale_block)(kept + fetched, classes - fetched, factor, shift, NULL);
+        kept[y] = target_grad;
+        return;
     }
+    V(store_scaled)(grad, task->call.grad.dtype, classes, kept, factor, shift);
+    V(store_one)(grad + y * out_size, task->call.grad.dtype, target_grad);
 }
 
-/* ---- Rows of one block: as many at a time as a vector has lanes, so that one vector finishes them all ---------------*/
+/* ---- Rows of one block: as many at a time as a vector has lanes, so that one vector finishes them all
+ * ---------------*/
 
-static INLINE void V(rows)(const softmax_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n, bool smooth,
-                           bool with_grad) {
+#undef ONE_BLOCK_ROW
+/* Up to here, as many rows as a vector has lanes fit into the first-level cache, with their gradients. */
+#define ONE_BLOCK_ROW 256
+
+static INLINE void V(rows)(const softmax_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n, bool native,
+                           bool smooth, bool with_grad) {
     const ptrdiff_t classes = task->call.classes;
-    REAL scratch[BLOCK], z_y[LANES], m[LANES];
+    REAL scratch[ONE_BLOCK_ROW], z_y[LANES], m[LANES], stage[LANES][ONE_BLOCK_ROW + LANES];
+    const REAL *z[LANES];
     V(vec) reduced[LANES], distances[LANES];
     for (ptrdiff_t r = 0; r < LANES; r++) {
         const ptrdiff_t i = first + (r < n ? r : 0);
-        reduced[r] = V(max_block)(batch->z[i], classes);
-        z_y[r] = ((const REAL *)batch->z[i])[batch->y[i]];
+        z[r] = V(working)(task, batch->z[i], classes, native, stage[r], &reduced[r]);
+        z_y[r] = z[r][batch->y[i]];
     }
     const V(vec) max = V(rows_max)(reduced);
     V(store)(m, max);
     for (ptrdiff_t r = 0; r < n; r++) {
-        const ptrdiff_t i = first + r;
-        REAL *e = with_grad ? batch->grad[i] : scratch;
+        REAL *e = !native ? stage[r] : with_grad ? batch->grad[first + r] : scratch;
         distances[r] = V(set)(0);
-        V(exp_block)(batch->z[i], e, classes, m[r], LANES * classes, with_grad, smooth ? &distances[r] : NULL);
-        e[batch->y[i]] = 0;
+        V(exp_block)(z[r], e, classes, m[r], native ? LANES * classes : 0, native && with_grad,
+                     smooth ? &distances[r] : NULL);
+        e[batch->y[first + r]] = 0;
         reduced[r] = V(sum_block)(e, classes);
     }
     for (ptrdiff_t r = n; r < LANES; r++) distances[r] = V(set)(0);
@@ -168,13 +207,22 @@ static INLINE void V(rows)(const softmax_task *task, V(batch) * batch, ptrdiff_t
     V(store)(target_grad, f.target_grad);
     V(store)(shift, f.shift);
     for (ptrdiff_t r = 0; r < n; r++) {
-        REAL *grad = batch->grad[first + r];
-        V(scale_block)(grad, classes, factor[r], smooth ? shift[r] : 0, NULL);
-        grad[batch->y[first + r]] = target_grad[r];
+        const ptrdiff_t y = batch->y[first + r];
+        const int dtype = task->call.grad.dtype;
+        if (native) {
+            REAL *grad = batch->grad[first + r];
+            V(scale_block)(grad, classes, factor[r], smooth ? shift[r] : 0, NULL);
+            grad[y] = target_grad[r];
+        } else {
+            char *grad = batch->grad[first + r];
+            V(store_scaled)(grad, dtype, classes, stage[r], factor[r], smooth ? shift[r] : 0);
+            V(store_one)(grad + y * dtype_size(dtype), dtype, target_grad[r]);
+        }
     }
 }
 
-/* ---- Targets in lanes: classes lie `stride` apart, neighbouring targets next to each other --------------------------*/
+/* ---- Targets in lanes: classes lie `stride` apart, neighbouring targets next to each other
+ * --------------------------*/
 
 #undef LANE_VECTORS
 #undef LANE_TARGETS
@@ -270,7 +318,8 @@ static INLINE void V(lanes)(const softmax_task *task, const REAL *z, ptrdiff_t z
 #undef STORE_LANES
 }
 
-/* ---- Short rows: transposed into lanes and back ---------------------------------------------------------------------*/
+/* ---- Short rows: transposed into lanes and back
+ * ---------------------------------------------------------------------*/
 
 #undef SHORT_ROW
 #define SHORT_ROW 16
@@ -286,13 +335,12 @@ static INLINE void V(lanes_to_rows)(const REAL *tile, ptrdiff_t c, ptrdiff_t n, 
     V(vec) v[LANES];
     for (ptrdiff_t k = 0; k < LANES; k++) v[k] = V(load)(tile + (c + (k < n ? k : 0)) * LANE_TARGETS);
     V(transpose)(v);
-    for (ptrdiff_t r = 0; r < rows; r++)
-        n == LANES ? V(store)(row[r] + c, v[r]) : V(store_part)(row[r] + c, v[r], n);
+    for (ptrdiff_t r = 0; r < rows; r++) n == LANES ? V(store)(row[r] + c, v[r]) : V(store_part)(row[r] + c, v[r], n);
 }
 
 static INLINE void V(short_rows)(const softmax_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n,
-                                 ptrdiff_t classes, bool smooth, bool with_grad) {
-    REAL tile[SHORT_ROW * LANE_TARGETS];
+                                 ptrdiff_t classes, bool native, bool smooth, bool with_grad) {
+    REAL tile[SHORT_ROW * LANE_TARGETS], converted[LANES][SHORT_ROW + LANES];
     V(lane_batch) lanes;
     lanes.any_ignored = false;
     const ptrdiff_t padded = (n + 2 * LANES - 1) / (2 * LANES) * (2 * LANES);
@@ -300,7 +348,8 @@ static INLINE void V(short_rows)(const softmax_task *task, V(batch) * batch, ptr
         const REAL *row[LANES];
         for (ptrdiff_t r = 0; r < LANES; r++) {
             const ptrdiff_t i = first + (from + r < n ? from + r : 0);
-            row[r] = batch->z[i];
+            if (!native) V(load_block)(batch->z[i], task->call.logits.dtype, classes, 0, converted[r]);
+            row[r] = native ? batch->z[i] : converted[r];
             lanes.y[from + r] = (V(index))batch->y[i];
         }
         for (ptrdiff_t c = 0; c < classes; c += LANES)
@@ -316,24 +365,26 @@ static INLINE void V(short_rows)(const softmax_task *task, V(batch) * batch, ptr
         const ptrdiff_t rows = n - from < LANES ? n - from : LANES;
         V(store)(batch->loss + first + from, V(load)(lanes.loss + from));
         if (!with_grad) continue;
+        REAL *row[LANES];
+        for (ptrdiff_t r = 0; r < rows; r++) row[r] = native ? batch->grad[first + from + r] : converted[r];
         for (ptrdiff_t c = 0; c < classes; c += LANES)
-            V(lanes_to_rows)(tile + from, c, classes - c < LANES ? classes - c : LANES,
-                             (REAL *const *)batch->grad + first + from, rows);
+            V(lanes_to_rows)(tile + from, c, classes - c < LANES ? classes - c : LANES, row, rows);
+        for (ptrdiff_t r = 0; !native && r < rows; r++)
+            V(store_block)(batch->grad[first + from + r], task->call.grad.dtype, classes, row[r]);
     }
 }
 
-#undef ONE_BLOCK_ROW
-/* Up to here, as many rows as a vector has lanes fit into the first-level cache, with their gradients. */
-#define ONE_BLOCK_ROW 256
-
-static INLINE void V(index_rows_as)(const softmax_task *task, V(batch) * batch, bool smooth, bool with_grad) {
+static INLINE void V(index_rows_as)(const softmax_task *task, V(batch) * batch, bool native, bool smooth,
+                                    bool with_grad) {
     const ptrdiff_t classes = task->call.classes, count = batch->count;
     if (classes <= SHORT_ROW) {
         for (ptrdiff_t i = 0; i < count; i += LANE_TARGETS) {
             const ptrdiff_t n = count - i < LANE_TARGETS ? count - i : LANE_TARGETS;
-            switch (smooth ? 0 : classes) {
-#define SHORT(c) \
-    case c: V(short_rows)(task, batch, i, n, c, false, with_grad); break;
+            switch (native && !smooth ? classes : 0) {
+#define SHORT(c)                                                     \
+    case c:                                                          \
+        V(short_rows)(task, batch, i, n, c, true, false, with_grad); \
+        break;
                 SHORT(2)
                 SHORT(3)
                 SHORT(4)
@@ -342,23 +393,28 @@ static INLINE void V(index_rows_as)(const softmax_task *task, V(batch) * batch, 
                 SHORT(10)
                 SHORT(16)
 #undef SHORT
-                default: V(short_rows)(task, batch, i, n, classes, smooth, with_grad);
+                default:
+                    V(short_rows)(task, batch, i, n, classes, native, smooth, with_grad);
             }
         }
     } else if (classes <= ONE_BLOCK_ROW) {
         for (ptrdiff_t i = 0; i < count; i += LANES)
-            V(rows)(task, batch, i, count - i < LANES ? count - i : LANES, smooth, with_grad);
+            V(rows)(task, batch, i, count - i < LANES ? count - i : LANES, native, smooth, with_grad);
     } else {
-        for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, smooth, with_grad);
+        for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, native, smooth, with_grad);
     }
 }
 
 static void V(index_rows)(const softmax_task *task, V(batch) * batch) {
     const bool smooth = task->call.label_smoothing > 0, with_grad = task->call.grad.data != NULL;
-    if (smooth)
-        with_grad ? V(index_rows_as)(task, batch, true, true) : V(index_rows_as)(task, batch, true, false);
+    if (WORKING_TYPE == 32 && !batch->native)
+        V(index_rows_as)(task, batch, false, smooth, with_grad);
+    else if (smooth)
+        V(index_rows_as)(task, batch, true, true, with_grad);
+    else if (with_grad)
+        V(index_rows_as)(task, batch, true, false, true);
     else
-        with_grad ? V(index_rows_as)(task, batch, false, true) : V(index_rows_as)(task, batch, false, false);
+        V(index_rows_as)(task, batch, true, false, false);
 }
 
 /* n targets whose classes lie a stride apart: pairs of vectors, then single ones, the last perhaps a part of one. */
@@ -373,11 +429,10 @@ static INLINE void V(index_lanes_as)(const softmax_task *task, const REAL *z, pt
 
 static void V(index_lanes)(const softmax_task *task, const REAL *z, ptrdiff_t zs, REAL *grad, ptrdiff_t gs,
                            V(lane_batch) * batch, ptrdiff_t n) {
-    const bool smooth = task->call.label_smoothing > 0;
-    if (smooth)
-        grad ? V(index_lanes_as)(task, z, zs, grad, gs, batch, n, true, true)
-             : V(index_lanes_as)(task, z, zs, NULL, gs, batch, n, true, false);
+    if (task->call.label_smoothing > 0)
+        V(index_lanes_as)(task, z, zs, grad, gs, batch, n, true, grad != NULL);
+    else if (grad)
+        V(index_lanes_as)(task, z, zs, grad, gs, batch, n, false, true);
     else
-        grad ? V(index_lanes_as)(task, z, zs, grad, gs, batch, n, false, true)
-             : V(index_lanes_as)(task, z, zs, NULL, gs, batch, n, false, false);
+        V(index_lanes_as)(task, z, zs, NULL, gs, batch, n, false, false);
 }

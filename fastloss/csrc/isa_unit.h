@@ -27,12 +27,12 @@
 #include "binary.h"
 #include "map.h"
 
-#define FILL_KERNELS(isa)                           \
-    {                                               \
-        .name = isa,                                \
-        .softmax_tile = {f_tile, d_tile},           \
-        .softmax_check = {f_check, d_check},        \
-        .bce_tile = {f_bce_tile, d_bce_tile},       \
-        .bce_check = bce_check,                     \
-        .map = {f_map, d_map},                      \
+#define FILL_KERNELS(isa)                     \
+    {                                         \
+        .name = isa,                          \
+        .softmax_tile = {f_tile, d_tile},     \
+        .softmax_check = {f_check, d_check},  \
+        .bce_tile = {f_bce_tile, d_bce_tile}, \
+        .bce_check = bce_check,               \
+        .map = {f_map, d_map},                \
     }

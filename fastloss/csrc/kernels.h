@@ -14,8 +14,8 @@ typedef struct {
     ptrdiff_t tile_rows;  /* inner = 1: rows a tile. inner > 1: positions a tile, all in one (i, j) ... */
     ptrdiff_t tile_outer; /* ... or, where inner is small, the number of (i, j) a tile */
     ptrdiff_t tiles;
-    double scale;         /* of every gradient: grad_scale, over the normalizer for a mean */
-    int nothing_counts;   /* a mean with the denominator 0: its gradient is exactly 0 */
+    double scale;       /* of every gradient: grad_scale, over the normalizer for a mean */
+    int nothing_counts; /* a mean with the denominator 0: its gradient is exactly 0 */
 } softmax_task;
 
 typedef struct {
@@ -31,10 +31,13 @@ typedef struct {
 /* Gradients of this size and more are written past the caches where their kernel can. */
 #define STREAM_BYTES (64 << 20)
 
+/* Numbers past the end of a scratch row that kernels may write: a vector. */
+#define SCRATCH_PADDING 16
+
 /* Working types index the pairs: 0 float, 1 double. */
 typedef struct {
     const char *name;
-    int (*softmax_tile[2])(const softmax_task *task, ptrdiff_t tile, double *loss);
+    int (*softmax_tile[2])(const softmax_task *task, ptrdiff_t tile, void *scratch, double *loss);
     void (*softmax_check[2])(const softmax_task *task, ptrdiff_t tile, fl_target_check *check);
     void (*bce_tile[2])(const bce_task *task, ptrdiff_t tile, double *loss);
     void (*bce_check)(const bce_task *task, ptrdiff_t tile, fl_target_check *check);
@@ -51,15 +54,19 @@ static inline ptrdiff_t dtype_size(int dtype) {
     switch (dtype) {
         case FL_F64:
         case FL_I64:
-        case FL_U64: return 8;
+        case FL_U64:
+            return 8;
         case FL_F32:
         case FL_I32:
-        case FL_U32: return 4;
+        case FL_U32:
+            return 4;
         case FL_F16:
         case FL_BF16:
         case FL_I16:
-        case FL_U16: return 2;
-        default: return 1;
+        case FL_U16:
+            return 2;
+        default:
+            return 1;
     }
 }
 

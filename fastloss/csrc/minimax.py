@@ -1,6 +1,7 @@
-"""Derive the polynomial coefficients of vector_math.h: run `python minimax.py` and compare with the tables there.
+"""Derive the polynomial coefficients of vector_math.h: run `python minimax.py` and compare with the constants there.
 
-Each polynomial minimises the largest relative error of the function that is computed with it (in 50 digits), and is printed as hexadecimal floats, highest power first, with that error in units of 2^-24 or 2^-53.
+Each polynomial minimises the largest relative error of the function that is computed with it. It is printed as
+hexadecimal floats, highest power first, with that error in units of 2^-24 or 2^-53.
 """
 
 import struct

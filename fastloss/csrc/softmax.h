@@ -14,11 +14,13 @@
 
 /* softcap * tanh(z / softcap), and its derivative 1 - tanh^2. */
 static INLINE V(vec) V(cap)(V(vec) z, REAL softcap, V(vec) * derivative) {
-    const V(vec) zero = V(set)(0), one = V(set)(1), two = V(set)(2), limit = V(set)(softcap);
-    const V(vec) e = V(expm1)(V(div)(V(mul)(V(set)(-2), V(abs)(z)), limit));
-    const V(vec) inverse = V(div)(one, V(add)(two, e));
-    const V(vec) magnitude = V(mul)(limit, V(mul)(V(sub)(zero, e), inverse));
-    *derivative = V(mul)(V(set)(4), V(mul)(V(add)(one, e), V(mul)(inverse, inverse)));
+    /* With u = exp(-2 |z| / softcap): tanh = (1 - u) / (1 + u), 1 - tanh^2 = 4 u / (1 + u)^2, and neither cancels. */
+    const V(vec) zero = V(set)(0), one = V(set)(1), limit = V(set)(softcap);
+    V(vec) rest;
+    const V(vec) u = V(exp_and_rest)(V(div)(V(mul)(V(set)(-2), V(abs)(z)), limit), &rest);
+    const V(vec) inverse = V(div)(one, V(add)(one, u));
+    const V(vec) magnitude = V(mul)(limit, V(mul)(rest, inverse));
+    *derivative = V(mul)(V(set)(4), V(mul)(u, V(mul)(inverse, inverse)));
     return V(select)(V(lt)(z, zero), V(sub)(zero, magnitude), magnitude);
 }
 
@@ -35,9 +37,9 @@ static INLINE V(vec) V(class_weight)(const softmax_task *task, V(vec) q, V(vec) 
 
 /* What one row, or one lane, becomes after its sums are known. */
 typedef struct {
-    REAL factor;   /* of the scaled exponentials below the maximum */
-    REAL at_max;   /* the gradient at the maximum is at_max + g (A - a_c) */
-    REAL total;    /* A */
+    REAL factor; /* of the scaled exponentials below the maximum */
+    REAL at_max; /* the gradient at the maximum is at_max + g (A - a_c) */
+    REAL total;  /* A */
     REAL m, log_sum;
 } V(row_result);
 
@@ -52,9 +54,15 @@ static INLINE V(row_result) V(finish_row)(const softmax_task *task, REAL m, doub
     r.total = (REAL)total;
     switch (task->kind) {
         case FL_SOFTMAX:
-        case FL_LOG_SOFTMAX: g = 1; break;
-        case FL_LOGSUMEXP: *value = (REAL)lse; break;
-        case FL_ENTROPY: *value = (REAL)(log_sum + entropy / sum); break;
+        case FL_LOG_SOFTMAX:
+            g = 1;
+            break;
+        case FL_LOGSUMEXP:
+            *value = (REAL)lse;
+            break;
+        case FL_ENTROPY:
+            *value = (REAL)(log_sum + entropy / sum);
+            break;
         default: {
             const double z_loss = task->call.z_loss;
             const double loss = distance + total * log_sum + (z_loss > 0 ? z_loss * lse * lse : 0);
@@ -98,12 +106,6 @@ static INLINE void V(add_sums)(const softmax_task *task, V(vec) z, V(vec) m, V(v
         sums->entropy = V(add)(sums->entropy, V(zero_where)(V(eq)(e, zero), V(mul)(e, V(sub)(zero, x))));
 }
 
-static INLINE REAL V(first_lane)(V(vec) v) {
-    REAL lanes[LANES];
-    V(store)(lanes, v);
-    return lanes[0];
-}
-
 /* The weight that the target's own class has besides its share of the smoothing, and the smoothing's share. */
 static INLINE REAL V(smoothing_share)(const softmax_task *task, ptrdiff_t c) {
     if (!(task->call.label_smoothing > 0)) return 0;
@@ -111,7 +113,8 @@ static INLINE REAL V(smoothing_share)(const softmax_task *task, ptrdiff_t c) {
     return (weight ? weight[c] : 1) * (REAL)(task->call.label_smoothing / (double)task->call.classes);
 }
 
-static INLINE void V(weights_block)(const softmax_task *task, const REAL *probs, ptrdiff_t c, ptrdiff_t n, REAL *block) {
+static INLINE void V(weights_block)(const softmax_task *task, const REAL *probs, ptrdiff_t c, ptrdiff_t n,
+                                    REAL *block) {
     const REAL *weight = task->call.weight;
     for (ptrdiff_t i = 0; i < n; i += LANES) {
         const ptrdiff_t left = n - i;
@@ -214,15 +217,14 @@ static void V(any_lanes)(const softmax_task *task, const char *z, ptrdiff_t z_st
     const V(vec) zero = V(set)(0);
     const V(int) y = V(int_load)(batch->y + first);
     const V(vec) a_y = V(load)(batch->a + first);
-#define LOGITS(c)                                                        \
-    (n < LANES ? V(load_part_as)(z + (c) * z_stride, z_dtype, n)         \
-               : V(load_as)(z + (c) * z_stride, z_dtype))
-#define CLASS_WEIGHTS(c)                                                                                             \
-    (weighted ? V(class_weight)(task,                                                                                \
-                                !probs         ? zero                                                                \
-                                : n < LANES    ? V(load_part)(probs + (c) * probs_stride, n, 0)                      \
-                                               : V(load)(probs + (c) * probs_stride),                                \
-                                V(set)(weight ? weight[c] : 1))                                                      \
+#define LOGITS(c)                                                                                           \
+    (n < LANES ? V(load_part_as)(z + (c) * z_stride, z_dtype, n) : V(load_as)(z + (c) * z_stride, z_dtype))
+#define CLASS_WEIGHTS(c)                                                                     \
+    (weighted ? V(class_weight)(task,                                                        \
+                                !probs      ? zero                                           \
+                                : n < LANES ? V(load_part)(probs + (c) * probs_stride, n, 0) \
+                                            : V(load)(probs + (c) * probs_stride),           \
+                                V(set)(weight ? weight[c] : 1))                              \
               : zero)
     V(vec) max = V(set)(-INFINITY), slope = zero;
     for (ptrdiff_t c = 0; c < classes; c++) max = V(max)(LOGITS(c), max);
@@ -270,8 +272,9 @@ static void V(any_lanes)(const softmax_task *task, const char *z, ptrdiff_t z_st
         const V(vec) value = V(capped)(task, LOGITS(c), &slope);
         const V(mask) is_target = V(int_eq)(y, V(int_set)((V(index))c));
         const V(vec) a = V(add)(CLASS_WEIGHTS(c), V(select)(is_target, a_y, zero));
-        V(vec) result = V(output)(task, value, slope, a, g, max, V(load)(factor), V(load)(top), V(load)(a_total),
-                                  V(load)(log_sum));
+        V(vec)
+        result =
+            V(output)(task, value, slope, a, g, max, V(load)(factor), V(load)(top), V(load)(a_total), V(load)(log_sum));
         result = V(zero_where)(ignored, result);
         if (n < LANES)
             V(store_part_as)(out + c * out_stride, out_dtype, result, n);

@@ -3,21 +3,29 @@
 /* Targets that a kernel sees at once. */
 #define ROW_BATCH 128
 
-#define COPY_TARGETS(type)                                                        \
+#define COPY_TARGETS(type)                                                                 \
     for (ptrdiff_t i = 0; i < n; i++) out[i] = (int64_t)((const type *)target)[first + i]; \
     break
 
 /* Unsigned targets of 2^63 and more come out negative: their caller knows the type. */
 static inline void load_targets(const void *target, int dtype, ptrdiff_t first, ptrdiff_t n, int64_t *out) {
     switch (dtype) {
-        case FL_I8: COPY_TARGETS(int8_t);
-        case FL_I16: COPY_TARGETS(int16_t);
-        case FL_I32: COPY_TARGETS(int32_t);
-        case FL_I64: COPY_TARGETS(int64_t);
-        case FL_U8: COPY_TARGETS(uint8_t);
-        case FL_U16: COPY_TARGETS(uint16_t);
-        case FL_U32: COPY_TARGETS(uint32_t);
-        default: COPY_TARGETS(uint64_t);
+        case FL_I8:
+            COPY_TARGETS(int8_t);
+        case FL_I16:
+            COPY_TARGETS(int16_t);
+        case FL_I32:
+            COPY_TARGETS(int32_t);
+        case FL_I64:
+            COPY_TARGETS(int64_t);
+        case FL_U8:
+            COPY_TARGETS(uint8_t);
+        case FL_U16:
+            COPY_TARGETS(uint16_t);
+        case FL_U32:
+            COPY_TARGETS(uint32_t);
+        default:
+            COPY_TARGETS(uint64_t);
     }
 }
 

@@ -12,11 +12,16 @@
 #undef NO_INDEX
 #define NO_INDEX (-2)
 
-/* The fast kernels know index targets in the working type, and either class weights or smoothing. */
+/* Whether logits and gradients are of the working type. */
+static bool V(is_native)(const softmax_task *task) {
+    const fl_cross_entropy_call *call = &task->call;
+    return call->logits.dtype == NATIVE && (!call->grad.data || call->grad.dtype == NATIVE);
+}
+
+/* The fast kernels know index targets, and either class weights or smoothing. */
 static bool V(is_plain)(const softmax_task *task) {
     const fl_cross_entropy_call *call = &task->call;
-    return task->kind == 0 && call->target && !(call->softcap > 0) && !(call->weight && call->label_smoothing > 0) &&
-           call->logits.dtype == NATIVE && (!call->grad.data || call->grad.dtype == NATIVE);
+    return task->kind == 0 && call->target && !(call->softcap > 0) && !(call->weight && call->label_smoothing > 0);
 }
 
 /* The factors of target number `row`, of class y. */
@@ -55,6 +60,10 @@ static INLINE bool V(target_classes)(const softmax_task *task, ptrdiff_t first, 
     const bool fine = !bad;
     return fine;
 }
+
+#undef STAGE
+/* Numbers of the working type that a tile keeps on the stack. */
+#define STAGE (65536 / (ptrdiff_t)sizeof(REAL))
 
 /* Rows whose classes are contiguous, in lanes: copied into a tile, which any_lanes works on in place. */
 static void V(any_short_rows)(const softmax_task *task, V(batch) * batch) {
@@ -98,9 +107,11 @@ static INLINE double V(sum_losses)(const REAL *loss, ptrdiff_t n) {
 }
 
 /* Classes contiguous: rows [first, end). */
-static int V(row_tile)(const softmax_task *task, ptrdiff_t first, ptrdiff_t end, double *loss) {
+static int V(row_tile)(const softmax_task *task, ptrdiff_t first, ptrdiff_t end, REAL *scratch, double *loss) {
     const fl_cross_entropy_call *call = &task->call;
-    const bool plain = V(is_plain)(task);
+    REAL stage[STAGE + LANES];
+    if (!scratch && call->classes <= STAGE) scratch = stage;
+    const bool native = V(is_native)(task), plain = V(is_plain)(task) && (native || scratch);
     const ptrdiff_t in_size = dtype_size(call->logits.dtype), out_size = dtype_size(call->grad.dtype);
     const bool same_factors = V(same_factors)(task);
     REAL *losses = call->losses;
@@ -114,6 +125,8 @@ static int V(row_tile)(const softmax_task *task, ptrdiff_t first, ptrdiff_t end,
         ptrdiff_t row[ROW_BATCH];
         if (!V(target_classes)(task, from, n, y)) return FL_ERROR_INDEX;
         batch.count = 0;
+        batch.native = native;
+        batch.scratch = scratch;
         ptrdiff_t i0 = from / call->n[1], i1 = from % call->n[1];
         for (ptrdiff_t i = 0; i < n; i++) {
             const ptrdiff_t k = batch.count;
@@ -133,8 +146,7 @@ static int V(row_tile)(const softmax_task *task, ptrdiff_t first, ptrdiff_t end,
                 if (losses) losses[from + i] = 0;
                 continue;
             }
-            if (!same_factors)
-                V(target_factors)(task, from + i, batch.y[k], &batch.a[k], &batch.s[k], &batch.g[k]);
+            if (!same_factors) V(target_factors)(task, from + i, batch.y[k], &batch.a[k], &batch.s[k], &batch.g[k]);
             batch.count++;
         }
         if (plain)
@@ -151,16 +163,11 @@ static int V(row_tile)(const softmax_task *task, ptrdiff_t first, ptrdiff_t end,
     return FL_OK;
 }
 
-#undef STAGE
-/* Numbers in the stage below: the longer the stretch that is read of each class, the better, but it lies on the stack. */
-#define STAGE (65536 / (ptrdiff_t)sizeof(REAL))
-
 /* Classes a stride apart: targets [first, end) of position `outer`. Where the stride is a power of two, as in images,
  * the lines of all classes compete for a few places in the caches; so logits are read once into a stage of their own,
- * and gradients leave it once, except for classes too many to fit. */
+ * in stretches as long as it allows, and gradients leave it once; unless there are too many classes for it. */
 static int V(lane_tile)(const softmax_task *task, ptrdiff_t outer, ptrdiff_t first, ptrdiff_t end, double *loss) {
     const fl_cross_entropy_call *call = &task->call;
-    const bool plain = V(is_plain)(task);
     const ptrdiff_t classes = call->classes;
     const ptrdiff_t in_size = dtype_size(call->logits.dtype), out_size = dtype_size(call->grad.dtype);
     const ptrdiff_t in_stride = call->logits.class_stride * in_size, out_stride = call->grad.class_stride * out_size;
@@ -174,8 +181,9 @@ static int V(lane_tile)(const softmax_task *task, ptrdiff_t outer, ptrdiff_t fir
     REAL stage[STAGE];
     const ptrdiff_t width = STAGE / classes / LANE_TARGETS * LANE_TARGETS; /* 0: no stage */
     const ptrdiff_t step = width > 0 ? width : LANE_TARGETS;
+    const bool plain = V(is_plain)(task) && (width > 0 || V(is_native)(task));
     const bool same_factors = V(same_factors)(task);
-    const bool streams = call->grad.dtype == NATIVE && task->rows * classes * out_size >= STREAM_BYTES;
+    const bool streams = width > 0 && call->grad.dtype == NATIVE && task->rows * classes * out_size >= STREAM_BYTES;
     double sum = 0;
     V(lane_batch) batch;
     for (ptrdiff_t i = 0; i < LANE_TARGETS; i++)
@@ -259,12 +267,12 @@ static inline tile_range range_of_tile(const softmax_task *task, ptrdiff_t tile)
 }
 #endif
 
-static int V(tile)(const softmax_task *task, ptrdiff_t tile, double *loss) {
+static int V(tile)(const softmax_task *task, ptrdiff_t tile, void *scratch, double *loss) {
     const tile_range r = range_of_tile(task, tile);
     *loss = 0;
     for (ptrdiff_t outer = r.outer; outer < r.outer_end; outer++) {
         double part = 0;
-        const int status = task->call.inner == 1 ? V(row_tile)(task, r.first, r.end, &part)
+        const int status = task->call.inner == 1 ? V(row_tile)(task, r.first, r.end, scratch, &part)
                                                  : V(lane_tile)(task, outer, r.first, r.end, &part);
         if (status != FL_OK) return status;
         *loss += part;

@@ -96,15 +96,15 @@ static INLINE f_vec f_acc_lanes(f_acc acc) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(acc.low)), _mm256_cvtpd_ps(acc.high), 1);
 }
 
-#define REDUCE_ROWS_F(name, op)                                                                  \
-    static INLINE f_vec name(const f_vec v[8]) {                                                 \
-        f_vec quad[2];                                                                           \
-        for (int i = 0; i < 2; i++) {                                                            \
-            const f_vec *r = v + 4 * i;                                                          \
-            const f_vec ab = op(_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1])); \
-            const f_vec cd = op(_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3])); \
-            quad[i] = op(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));      \
-        }                                                                                        \
+#define REDUCE_ROWS_F(name, op)                                                                                    \
+    static INLINE f_vec name(const f_vec v[8]) {                                                                   \
+        f_vec quad[2];                                                                                             \
+        for (int i = 0; i < 2; i++) {                                                                              \
+            const f_vec *r = v + 4 * i;                                                                            \
+            const f_vec ab = op(_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));                   \
+            const f_vec cd = op(_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));                   \
+            quad[i] = op(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));                        \
+        }                                                                                                          \
         return op(_mm256_permute2f128_ps(quad[0], quad[1], 0x20), _mm256_permute2f128_ps(quad[0], quad[1], 0x31)); \
     }
 REDUCE_ROWS_F(f_rows_max, _mm256_max_ps)
@@ -206,10 +206,10 @@ static INLINE void d_acc_add(d_acc *acc, d_vec v) { acc->all = _mm256_add_pd(acc
 static INLINE double d_acc_sum(d_acc acc) { return sum_lanes(acc.all); }
 static INLINE d_vec d_acc_lanes(d_acc acc) { return acc.all; }
 
-#define REDUCE_ROWS_D(name, op)                                                              \
-    static INLINE d_vec name(const d_vec v[4]) {                                             \
-        const d_vec ab = op(_mm256_unpacklo_pd(v[0], v[1]), _mm256_unpackhi_pd(v[0], v[1])); \
-        const d_vec cd = op(_mm256_unpacklo_pd(v[2], v[3]), _mm256_unpackhi_pd(v[2], v[3])); \
+#define REDUCE_ROWS_D(name, op)                                                                \
+    static INLINE d_vec name(const d_vec v[4]) {                                               \
+        const d_vec ab = op(_mm256_unpacklo_pd(v[0], v[1]), _mm256_unpackhi_pd(v[0], v[1]));   \
+        const d_vec cd = op(_mm256_unpacklo_pd(v[2], v[3]), _mm256_unpackhi_pd(v[2], v[3]));   \
         return op(_mm256_permute2f128_pd(ab, cd, 0x20), _mm256_permute2f128_pd(ab, cd, 0x31)); \
     }
 REDUCE_ROWS_D(d_rows_max, _mm256_max_pd)

@@ -37,9 +37,7 @@ static INLINE f_mask f_lt(f_vec a, f_vec b) { return _mm512_cmp_ps_mask(a, b, _C
 static INLINE f_mask f_eq(f_vec a, f_vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 static INLINE f_vec f_select(f_mask m, f_vec a, f_vec b) { return _mm512_mask_blend_ps(m, b, a); }
 static INLINE f_vec f_zero_where(f_mask m, f_vec a) { return _mm512_maskz_mov_ps((f_mask)~m, a); }
-static INLINE f_vec f_pow2(f_vec t) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t), 23));
-}
+static INLINE f_vec f_pow2(f_vec t) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t), 23)); }
 static INLINE f_int f_int_load(const f_index *p) { return _mm512_loadu_si512(p); }
 static INLINE f_int f_int_set(f_index x) { return _mm512_set1_epi32(x); }
 static INLINE f_mask f_int_eq(f_int a, f_int b) { return _mm512_cmpeq_epi32_mask(a, b); }
@@ -59,18 +57,20 @@ static INLINE f_vec f_acc_lanes(f_acc acc) {
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(acc.low)), _mm512_cvtpd_ps(acc.high), 1);
 }
 
-#define REDUCE_ROWS_F(name, op)                                                                           \
-    static INLINE f_vec name(const f_vec v[16]) {                                                         \
-        f_vec quad[4];                                                                                    \
-        for (int i = 0; i < 4; i++) {                                                                     \
-            const f_vec *r = v + 4 * i;                                                                   \
-            const f_vec ab = op(_mm512_unpacklo_ps(r[0], r[1]), _mm512_unpackhi_ps(r[0], r[1]));          \
-            const f_vec cd = op(_mm512_unpacklo_ps(r[2], r[3]), _mm512_unpackhi_ps(r[2], r[3]));          \
-            quad[i] = op(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));               \
-        }                                                                                                 \
-        const f_vec x = op(_mm512_shuffle_f32x4(quad[0], quad[1], 0x88), _mm512_shuffle_f32x4(quad[0], quad[1], 0xdd)); \
-        const f_vec y = op(_mm512_shuffle_f32x4(quad[2], quad[3], 0x88), _mm512_shuffle_f32x4(quad[2], quad[3], 0xdd)); \
-        return op(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));                    \
+#define REDUCE_ROWS_F(name, op)                                                                             \
+    static INLINE f_vec name(const f_vec v[16]) {                                                           \
+        f_vec quad[4];                                                                                      \
+        for (int i = 0; i < 4; i++) {                                                                       \
+            const f_vec *r = v + 4 * i;                                                                     \
+            const f_vec ab = op(_mm512_unpacklo_ps(r[0], r[1]), _mm512_unpackhi_ps(r[0], r[1]));            \
+            const f_vec cd = op(_mm512_unpacklo_ps(r[2], r[3]), _mm512_unpackhi_ps(r[2], r[3]));            \
+            quad[i] = op(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));                 \
+        }                                                                                                   \
+        const f_vec x =                                                                                     \
+            op(_mm512_shuffle_f32x4(quad[0], quad[1], 0x88), _mm512_shuffle_f32x4(quad[0], quad[1], 0xdd)); \
+        const f_vec y =                                                                                     \
+            op(_mm512_shuffle_f32x4(quad[2], quad[3], 0x88), _mm512_shuffle_f32x4(quad[2], quad[3], 0xdd)); \
+        return op(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));                      \
     }
 REDUCE_ROWS_F(f_rows_max, _mm512_max_ps)
 REDUCE_ROWS_F(f_rows_sum, _mm512_add_ps)
@@ -99,9 +99,7 @@ static INLINE void f_transpose(f_vec v[16]) {
     }
 }
 
-static INLINE f_vec f_load_f16(const uint16_t *p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
-}
+static INLINE f_vec f_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 static INLINE void f_store_f16(uint16_t *p, f_vec v) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
@@ -147,9 +145,7 @@ static INLINE d_mask d_lt(d_vec a, d_vec b) { return _mm512_cmp_pd_mask(a, b, _C
 static INLINE d_mask d_eq(d_vec a, d_vec b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
 static INLINE d_vec d_select(d_mask m, d_vec a, d_vec b) { return _mm512_mask_blend_pd(m, b, a); }
 static INLINE d_vec d_zero_where(d_mask m, d_vec a) { return _mm512_maskz_mov_pd((d_mask)~m, a); }
-static INLINE d_vec d_pow2(d_vec t) {
-    return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(t), 52));
-}
+static INLINE d_vec d_pow2(d_vec t) { return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(t), 52)); }
 static INLINE d_int d_int_load(const d_index *p) { return _mm512_loadu_si512(p); }
 static INLINE d_int d_int_set(d_index x) { return _mm512_set1_epi64(x); }
 static INLINE d_mask d_int_eq(d_int a, d_int b) { return _mm512_cmpeq_epi64_mask(a, b); }
@@ -164,14 +160,16 @@ static INLINE void d_acc_add(d_acc *acc, d_vec v) { acc->all = _mm512_add_pd(acc
 static INLINE double d_acc_sum(d_acc acc) { return _mm512_reduce_add_pd(acc.all); }
 static INLINE d_vec d_acc_lanes(d_acc acc) { return acc.all; }
 
-#define REDUCE_ROWS_D(name, op)                                                                     \
-    static INLINE d_vec name(const d_vec v[8]) {                                                    \
-        d_vec pair[4];                                                                              \
-        for (int i = 0; i < 4; i++)                                                                 \
+#define REDUCE_ROWS_D(name, op)                                                                                   \
+    static INLINE d_vec name(const d_vec v[8]) {                                                                  \
+        d_vec pair[4];                                                                                            \
+        for (int i = 0; i < 4; i++)                                                                               \
             pair[i] = op(_mm512_unpacklo_pd(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_pd(v[2 * i], v[2 * i + 1])); \
-        const d_vec x = op(_mm512_shuffle_f64x2(pair[0], pair[1], 0x88), _mm512_shuffle_f64x2(pair[0], pair[1], 0xdd)); \
-        const d_vec y = op(_mm512_shuffle_f64x2(pair[2], pair[3], 0x88), _mm512_shuffle_f64x2(pair[2], pair[3], 0xdd)); \
-        return op(_mm512_shuffle_f64x2(x, y, 0x88), _mm512_shuffle_f64x2(x, y, 0xdd));              \
+        const d_vec x =                                                                                           \
+            op(_mm512_shuffle_f64x2(pair[0], pair[1], 0x88), _mm512_shuffle_f64x2(pair[0], pair[1], 0xdd));       \
+        const d_vec y =                                                                                           \
+            op(_mm512_shuffle_f64x2(pair[2], pair[3], 0x88), _mm512_shuffle_f64x2(pair[2], pair[3], 0xdd));       \
+        return op(_mm512_shuffle_f64x2(x, y, 0x88), _mm512_shuffle_f64x2(x, y, 0xdd));                            \
     }
 REDUCE_ROWS_D(d_rows_max, _mm512_max_pd)
 REDUCE_ROWS_D(d_rows_sum, _mm512_add_pd)

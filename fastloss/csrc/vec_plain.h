@@ -30,76 +30,74 @@ typedef struct {
 } d_acc;
 
 /* What both lane types share. P: prefix, R: real type, N: lanes. */
-#define PLAIN_OPERATIONS(P, R, N, MANTISSA, SIGN)                                                              \
-    static INLINE P##_vec P##_load(const R *p) {                                                               \
-        P##_vec v;                                                                                             \
-        memcpy(&v, p, sizeof v);                                                                               \
-        return v;                                                                                              \
-    }                                                                                                          \
-    static INLINE void P##_store(R *p, P##_vec v) { memcpy(p, &v, sizeof v); }                                 \
-    static INLINE void P##_stream(R *p, P##_vec v) { memcpy(p, &v, sizeof v); }                                \
-    static INLINE P##_vec P##_set(R x) { return x - (P##_vec){0}; }                                            \
-    static INLINE P##_vec P##_load_part(const R *p, ptrdiff_t n, R fill) {                                     \
-        P##_vec v = P##_set(fill);                                                                             \
-        for (ptrdiff_t i = 0; i < N - 1; i++)                                                                  \
-            if (i < n) v[i] = p[i];                                                                            \
-        return v;                                                                                              \
-    }                                                                                                          \
-    static INLINE void P##_store_part(R *p, P##_vec v, ptrdiff_t n) {                                          \
-        for (ptrdiff_t i = 0; i < N - 1; i++)                                                                  \
-            if (i < n) p[i] = v[i];                                                                            \
-    }                                                                                                          \
-    static INLINE P##_vec P##_add(P##_vec a, P##_vec b) { return a + b; }                                      \
-    static INLINE P##_vec P##_sub(P##_vec a, P##_vec b) { return a - b; }                                      \
-    static INLINE P##_vec P##_mul(P##_vec a, P##_vec b) { return a * b; }                                      \
-    static INLINE P##_vec P##_div(P##_vec a, P##_vec b) { return a / b; }                                      \
-    static INLINE P##_mask P##_lt(P##_vec a, P##_vec b) { return (P##_mask)(a < b); }                          \
-    static INLINE P##_mask P##_eq(P##_vec a, P##_vec b) { return (P##_mask)(a == b); }                         \
-    static INLINE P##_vec P##_select(P##_mask m, P##_vec a, P##_vec b) {                                       \
-        return (P##_vec)(((P##_int)a & m) | ((P##_int)b & ~m));                                                \
-    }                                                                                                          \
-    static INLINE P##_vec P##_zero_where(P##_mask m, P##_vec a) { return (P##_vec)((P##_int)a & ~m); }         \
-    static INLINE P##_vec P##_abs(P##_vec a) { return (P##_vec)((P##_int)a & ~(P##_int)P##_set((R)-0.0)); }    \
-    static INLINE P##_vec P##_pow2(P##_vec t) { return (P##_vec)((P##_bits_vec)t << MANTISSA); }               \
-    static INLINE P##_int P##_int_load(const P##_index *p) {                                                   \
-        P##_int v;                                                                                             \
-        memcpy(&v, p, sizeof v);                                                                               \
-        return v;                                                                                              \
-    }                                                                                                          \
-    static INLINE P##_int P##_int_set(P##_index x) { return x - (P##_int){0}; }                                \
-    static INLINE P##_mask P##_int_eq(P##_int a, P##_int b) { return (P##_mask)(a == b); }                     \
-    static INLINE P##_int P##_bits(P##_vec v) { return (P##_int)v; }                                           \
-    static INLINE P##_vec P##_from_bits(P##_int v) { return (P##_vec)v; }                                      \
-    static INLINE P##_int P##_int_add(P##_int a, P##_int b) {                                                  \
-        return (P##_int)((P##_bits_vec)a + (P##_bits_vec)b);                                                   \
-    }                                                                                                          \
-    static INLINE P##_int P##_int_and(P##_int a, P##_int b) { return a & b; }                                  \
-    static INLINE P##_vec P##_exponent(P##_int v) {                                                            \
-        P##_vec x = {0};                                                                                       \
-        for (int i = 0; i < N; i++) x[i] = (R)(v[i] >> MANTISSA);                                              \
-        return x;                                                                                              \
-    }                                                                                                          \
-    static INLINE R P##_hmax(P##_vec v) {                                                                      \
-        R m = v[0];                                                                                            \
-        for (int i = 1; i < N; i++) m = m > v[i] ? m : v[i];                                                   \
-        return m;                                                                                              \
-    }                                                                                                          \
-    static INLINE P##_vec P##_rows_max(const P##_vec v[N]) {                                                   \
-        P##_vec m = {0};                                                                                       \
-        for (int i = 0; i < N; i++) m[i] = P##_hmax(v[i]);                                                     \
-        return m;                                                                                              \
-    }                                                                                                          \
-    static INLINE P##_vec P##_rows_sum(const P##_vec v[N]) {                                                   \
-        P##_vec s = {0};                                                                                       \
-        for (int i = 0; i < N; i++)                                                                            \
-            for (int k = 0; k < N; k++) s[i] += v[i][k];                                                       \
-        return s;                                                                                              \
-    }                                                                                                          \
-    static INLINE void P##_transpose(P##_vec v[N]) {                                                           \
-        P##_vec t[N];                                                                                          \
-        for (int i = 0; i < N; i++) t[i] = v[i];                                                               \
-        for (int i = 0; i < N; i++)                                                                            \
-            for (int k = 0; k < N; k++) v[i][k] = t[k][i];                                                     \
+#define PLAIN_OPERATIONS(P, R, N, MANTISSA, SIGN)                                                                    \
+    static INLINE P##_vec P##_load(const R *p) {                                                                     \
+        P##_vec v;                                                                                                   \
+        memcpy(&v, p, sizeof v);                                                                                     \
+        return v;                                                                                                    \
+    }                                                                                                                \
+    static INLINE void P##_store(R *p, P##_vec v) { memcpy(p, &v, sizeof v); }                                       \
+    static INLINE void P##_stream(R *p, P##_vec v) { memcpy(p, &v, sizeof v); }                                      \
+    static INLINE P##_vec P##_set(R x) { return x - (P##_vec){0}; }                                                  \
+    static INLINE P##_vec P##_load_part(const R *p, ptrdiff_t n, R fill) {                                           \
+        P##_vec v = P##_set(fill);                                                                                   \
+        for (ptrdiff_t i = 0; i < N - 1; i++)                                                                        \
+            if (i < n) v[i] = p[i];                                                                                  \
+        return v;                                                                                                    \
+    }                                                                                                                \
+    static INLINE void P##_store_part(R *p, P##_vec v, ptrdiff_t n) {                                                \
+        for (ptrdiff_t i = 0; i < N - 1; i++)                                                                        \
+            if (i < n) p[i] = v[i];                                                                                  \
+    }                                                                                                                \
+    static INLINE P##_vec P##_add(P##_vec a, P##_vec b) { return a + b; }                                            \
+    static INLINE P##_vec P##_sub(P##_vec a, P##_vec b) { return a - b; }                                            \
+    static INLINE P##_vec P##_mul(P##_vec a, P##_vec b) { return a * b; }                                            \
+    static INLINE P##_vec P##_div(P##_vec a, P##_vec b) { return a / b; }                                            \
+    static INLINE P##_mask P##_lt(P##_vec a, P##_vec b) { return (P##_mask)(a < b); }                                \
+    static INLINE P##_mask P##_eq(P##_vec a, P##_vec b) { return (P##_mask)(a == b); }                               \
+    static INLINE P##_vec P##_select(P##_mask m, P##_vec a, P##_vec b) {                                             \
+        return (P##_vec)(((P##_int)a & m) | ((P##_int)b & ~m));                                                      \
+    }                                                                                                                \
+    static INLINE P##_vec P##_zero_where(P##_mask m, P##_vec a) { return (P##_vec)((P##_int)a & ~m); }               \
+    static INLINE P##_vec P##_abs(P##_vec a) { return (P##_vec)((P##_int)a & ~(P##_int)P##_set((R) - 0.0)); }        \
+    static INLINE P##_vec P##_pow2(P##_vec t) { return (P##_vec)((P##_bits_vec)t << MANTISSA); }                     \
+    static INLINE P##_int P##_int_load(const P##_index *p) {                                                         \
+        P##_int v;                                                                                                   \
+        memcpy(&v, p, sizeof v);                                                                                     \
+        return v;                                                                                                    \
+    }                                                                                                                \
+    static INLINE P##_int P##_int_set(P##_index x) { return x - (P##_int){0}; }                                      \
+    static INLINE P##_mask P##_int_eq(P##_int a, P##_int b) { return (P##_mask)(a == b); }                           \
+    static INLINE P##_int P##_bits(P##_vec v) { return (P##_int)v; }                                                 \
+    static INLINE P##_vec P##_from_bits(P##_int v) { return (P##_vec)v; }                                            \
+    static INLINE P##_int P##_int_add(P##_int a, P##_int b) { return (P##_int)((P##_bits_vec)a + (P##_bits_vec)b); } \
+    static INLINE P##_int P##_int_and(P##_int a, P##_int b) { return a & b; }                                        \
+    static INLINE P##_vec P##_exponent(P##_int v) {                                                                  \
+        P##_vec x = {0};                                                                                             \
+        for (int i = 0; i < N; i++) x[i] = (R)(v[i] >> MANTISSA);                                                    \
+        return x;                                                                                                    \
+    }                                                                                                                \
+    static INLINE R P##_hmax(P##_vec v) {                                                                            \
+        R m = v[0];                                                                                                  \
+        for (int i = 1; i < N; i++) m = m > v[i] ? m : v[i];                                                         \
+        return m;                                                                                                    \
+    }                                                                                                                \
+    static INLINE P##_vec P##_rows_max(const P##_vec v[N]) {                                                         \
+        P##_vec m = {0};                                                                                             \
+        for (int i = 0; i < N; i++) m[i] = P##_hmax(v[i]);                                                           \
+        return m;                                                                                                    \
+    }                                                                                                                \
+    static INLINE P##_vec P##_rows_sum(const P##_vec v[N]) {                                                         \
+        P##_vec s = {0};                                                                                             \
+        for (int i = 0; i < N; i++)                                                                                  \
+            for (int k = 0; k < N; k++) s[i] += v[i][k];                                                             \
+        return s;                                                                                                    \
+    }                                                                                                                \
+    static INLINE void P##_transpose(P##_vec v[N]) {                                                                 \
+        P##_vec t[N];                                                                                                \
+        for (int i = 0; i < N; i++) t[i] = v[i];                                                                     \
+        for (int i = 0; i < N; i++)                                                                                  \
+            for (int k = 0; k < N; k++) v[i][k] = t[k][i];                                                           \
     }
 
 PLAIN_OPERATIONS(f, float, 4, 23, )

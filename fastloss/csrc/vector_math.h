@@ -1,5 +1,5 @@
-/* exp, expm1, log1p on vectors. Included once per working type. Coefficients: minimax.py. Errors: tests/c/test_math.c,
- * over every float, and sampled for double. */
+/* exp, 1 - exp, log1p on vectors. Included once per working type. Coefficients: minimax.py. Errors:
+ * tests/c/test_math.c, over every float, and sampled for double. */
 
 #undef EXP_SCALE_BITS
 #if WORKING_TYPE == 32
@@ -81,7 +81,8 @@ static INLINE d_vec d_log_tail(d_vec z) {
 #endif
 
 /* x = n ln 2 + r: *power becomes 2^(n + scale_bits), and the result is e^r - 1. Adding 1.5 * 2^mantissa rounds to an
- * integer and leaves n, with the exponent's bias, in the low bits. Where n reaches the lower end, power is exactly 0. */
+ * integer and leaves n, with the exponent's bias, in the low bits. Where n reaches the lower end, power is exactly 0.
+ */
 static INLINE V(vec) V(exp_split)(V(vec) x, int scale_bits, V(vec) * power) {
     const V(vec) round = V(set)(EXP_ROUND + EXP_BIAS + scale_bits);
     const V(vec) lowest = V(set)((REAL)(-(EXP_BIAS + scale_bits)) / EXP_PER_LN2);
@@ -105,11 +106,12 @@ static INLINE V(vec) V(unscale)(V(vec) e) { return V(mul)(e, V(set)((REAL)1 / ((
 
 static INLINE V(vec) V(exp)(V(vec) x) { return V(unscale)(V(exp_scaled)(x)); }
 
-/* e^x - 1 for x <= 0. */
-static INLINE V(vec) V(expm1)(V(vec) x) {
+/* e^x, and 1 - e^x with all its digits, for x <= 0. */
+static INLINE V(vec) V(exp_and_rest)(V(vec) x, V(vec) * rest) {
     V(vec) power;
     const V(vec) tail = V(exp_split)(x, 0, &power);
-    return V(fma)(tail, power, V(sub)(power, V(set)(1)));
+    *rest = V(fnma)(tail, power, V(sub)(V(set)(1), power));
+    return V(fma)(tail, power, power);
 }
 
 /* log(1 + x) for finite x > -1/2. 1 + x = u + c with u rounded; u = 2^k (1 + f). */

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from types import ModuleType
 
 NAMES = ("cython", "numba", "reference")
@@ -29,6 +30,10 @@ def set_engine(name: str | None) -> None:
     """Use the engine of this name where a call names none; None goes back to FASTLOSS_ENGINE or the best available.
 
     Raises ValueError for a name that is not in `engines()`.
+
+    >>> import fastloss as fl
+    >>> fl.set_engine("reference")
+    >>> fl.set_engine(None)
     """
     global _current
     _current = _default() if name is None else get(name)
@@ -53,7 +58,15 @@ def unavailable() -> dict[str, str]:
 
 def _default() -> ModuleType:
     name = os.environ.get("FASTLOSS_ENGINE")
-    return _named(name, "FASTLOSS_ENGINE") if name else get(engines()[0])
+    if name:
+        return _named(name, "FASTLOSS_ENGINE")
+    if engines() == ("reference",):
+        warnings.warn(
+            f"fastloss runs on its slow reference engine, because the compiled one is missing: {_reasons['cython']}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return get(engines()[0])
 
 
 def _named(name: str, source: str) -> ModuleType:
@@ -76,7 +89,7 @@ def _load(name: str) -> ModuleType | None:
         return None
     try:
         module = importlib.import_module(_MODULES[name])
-    except ImportError as error:
+    except ImportError as error:  # and no ValueError: another engine in its place would hide a bad FASTLOSS_ISA
         _reasons[name] = str(error)
         return None
     _loaded[name] = module

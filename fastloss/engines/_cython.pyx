@@ -18,7 +18,7 @@ from cpython.pythread cimport (
 )
 from cpython.object cimport PyTypeObject
 from cpython.ref cimport Py_INCREF, PyObject
-from cython.parallel cimport prange
+from cython.parallel cimport prange, threadid
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
@@ -123,7 +123,8 @@ cdef extern from "fastloss.h" nogil:
     fl_cross_entropy_call fl_cross_entropy_call_init()
     int fl_cross_entropy_tiles(const fl_cross_entropy_call *, Py_ssize_t *)
     int fl_cross_entropy_check(const fl_cross_entropy_call *, Py_ssize_t, fl_target_check *)
-    int fl_cross_entropy_tile(const fl_cross_entropy_call *, Py_ssize_t, double *)
+    size_t fl_cross_entropy_scratch(const fl_cross_entropy_call *)
+    int fl_cross_entropy_tile(const fl_cross_entropy_call *, Py_ssize_t, void *, double *)
     fl_bce_call fl_bce_call_init()
     int fl_bce_tiles(const fl_bce_call *, Py_ssize_t *)
     int fl_bce_check(const fl_bce_call *, Py_ssize_t, fl_target_check *)
@@ -487,12 +488,16 @@ cdef int check_cross_entropy(const fl_cross_entropy_call *call, Tiles *tiles, in
 
 cdef double run_cross_entropy(const fl_cross_entropy_call *call, Tiles *tiles, int thread_number) noexcept nogil:
     cdef Py_ssize_t i
+    # Where there is no memory for it, the kernels do without.
+    cdef size_t size = (fl_cross_entropy_scratch(call) + 63) // 64 * 64
+    cdef char *scratch = <char *> malloc(size * thread_number) if size else NULL
     if thread_number == 1:
         for i in range(tiles.count):
-            fl_cross_entropy_tile(call, i, &tiles.sums[i])
+            fl_cross_entropy_tile(call, i, scratch, &tiles.sums[i])
     else:
         for i in prange(tiles.count, schedule="static", num_threads=thread_number):
-            fl_cross_entropy_tile(call, i, &tiles.sums[i])
+            fl_cross_entropy_tile(call, i, NULL if scratch == NULL else scratch + threadid() * size, &tiles.sums[i])
+    free(scratch)
     return in_order(tiles)
 
 

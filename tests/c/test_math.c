@@ -49,6 +49,17 @@ static void report(const char *name, worst w) {
 
 typedef enum { EXP, EXPM1, LOG1P, LOG1P_UNIT } function;
 
+static f_vec f_minus_rest(f_vec x) {
+    f_vec rest;
+    f_exp_and_rest(x, &rest);
+    return f_sub(f_set(0), rest);
+}
+static d_vec d_minus_rest(d_vec x) {
+    d_vec rest;
+    d_exp_and_rest(x, &rest);
+    return d_sub(d_set(0), rest);
+}
+
 static f_vec f_apply(function f, f_vec x) {
     switch (f) {
         case EXP:

@@ -1,0 +1,297 @@
+"""Measures what fastloss is asked to reach, prints it beside what it reaches, and writes the README's table.
+
+    python asv_bench/table.py [--write README.md] [--json FILE] [--isa x86-64-v3 ...] [--only "64 x 10" ...]
+
+Each number of threads is a process of its own that has as many CPUs, where everything takes turns: fastloss into a
+reused buffer, the parallel copy, and the peers that are installed. Figures are ratios of medians. It takes minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchmarks import calls, cases
+from tqdm import tqdm
+
+import fastloss as fl
+from fastloss.engines import get as get_engine
+
+THREADS = (1, 2)
+PEERS = ("torch", "JAX", "scikit-learn")
+PACKAGES = ("numpy", "torch", "jax", "optax", "scikit-learn")
+
+# shape: (at most so many copies on 1 and on 2 threads, at least so many times torch, at least so many times JAX)
+ASKED = {
+    "64 x 10": (None, 20, 8),
+    "65536 x 10": ((8, 6.5), 8, 3.5),
+    "65536 x 32": ((3.5, 5.5), 5, 3.5),
+    "65536 x 100": ((3.0, 1.8), 6, 2.5),
+    "4096 x 1000": ((2.2, 2.2), 5.5, 2.3),
+    "1024 x 32000": ((1.35, 1.25), 20, 8),
+    "256 x 128256": ((1.3, 1.0), 20, 7),
+    "8 x 21 x 512 x 512": ((3, 3), 10, None),
+    "BCE, 2e7": ((2.7, 2.7), 15, 15),
+}
+ASKED_SKLEARN = {"65536 x 100": 12}
+LARGE = ("1024 x 32000", "256 x 128256")
+
+Times = dict[str, dict[str, float]]  # of a group of calls that took turns, by its name, by the call's
+
+
+# ---- In the process of a number of threads --------------------------------------------------------------------------
+
+
+def peers(name: str, batch: cases.Batch, threads: int) -> dict[str, calls.Call]:
+    """The peers that are installed, their results checked."""
+    makers: dict[str, Callable[[], calls.Call]] = {"torch": partial(calls.torch_call, batch, threads)}
+    if ASKED[name][2] is not None:
+        makers["JAX"] = partial(calls.jax_call, batch)
+    if name in ASKED_SKLEARN:
+        makers["scikit-learn"] = partial(calls.sklearn_call, batch, threads)
+    found = {}
+    for peer, make in makers.items():
+        try:
+            found[peer] = make()
+        except calls.Missing as missing:
+            tqdm.write(str(missing), file=sys.stderr)
+            continue
+        loss, grad = found[peer]()
+        batch.verify(*((loss.mean(), grad / len(grad)) if peer == "scikit-learn" else (loss, grad)))
+    return found
+
+
+def main_group(name: str, threads: int) -> dict[str, calls.Call]:
+    batch = cases.make(name)
+    group = {"fastloss": calls.fused(batch, threads), "copy": calls.copy(batch, threads)}
+    batch.verify(*group["fastloss"]())
+    return group | peers(name, batch, threads)
+
+
+def variants_group(name: str, threads: int) -> dict[str, calls.Call]:
+    """Loss only, in place, and in memory that is recycled."""
+    batch = cases.make(name)
+    group = {
+        "fastloss": calls.fused(batch, threads),
+        "copy": calls.copy(batch, threads),
+        "loss only": calls.loss_only(batch, threads),
+        "recycled": calls.recycled(batch, threads),
+    }
+    for call in ("fastloss", "recycled"):
+        batch.verify(*group[call]())
+    batch.verify(group["loss only"]())
+    # The gradient of a gradient is a batch like any other; only the first of them can be checked.
+    other = cases.make(name)
+    other.expected  # noqa: B018, worked out while the logits are there
+    group["in place"] = calls.fused(other, threads, out_grad=other.logits)
+    other.verify(*group["in place"]())
+    return group
+
+
+def dtypes_group(name: str, threads: int, dtypes: tuple[str, ...]) -> dict[str, calls.Call]:
+    group = {}
+    for dtype in dtypes:
+        batch = cases.make(name, dtype)
+        group[dtype] = calls.fused(batch, threads)
+        batch.verify(*group[dtype]())
+        if dtype == "float64":
+            group["copy"] = calls.copy(batch, threads)
+    return group
+
+
+def calls_group(threads: int) -> dict[str, calls.Call]:
+    """Whole calls on small batches, as a user makes them."""
+    group = {}
+    for n, classes in ((1, 2), (64, 10)):
+        logits = np.random.default_rng(7).standard_normal((n, classes), dtype=np.float32)
+        group[f"{n} x {classes}"] = partial(
+            fl.cross_entropy, logits, np.zeros(n, np.int64), out_grad=np.zeros_like(logits)
+        )
+    return group
+
+
+def measure(threads: int, rounds: int, only: list[str]) -> dict[str, Any]:
+    halves = ("float32", "float16", "bfloat16")
+    groups: dict[str, Callable[[], dict[str, calls.Call]]] = {"calls": partial(calls_group, threads)}
+    groups |= {name: partial(main_group, name, threads) for name in ASKED}
+    groups |= {f"{name}, variants": partial(variants_group, name, threads) for name in LARGE}
+    for name, dtypes in (("4096 x 1000", ("float64",)), ("1024 x 32000", ("float64",)), ("1024 x 32000", halves)):
+        groups[f"{name}, {dtypes[-1]}"] = partial(dtypes_group, name, threads, dtypes)
+    groups = {name: make for name, make in groups.items() if not only or name in only}
+    times: Times = {}
+    with tqdm(total=rounds * len(groups), unit="round", file=sys.stderr) as bar:
+        for name, make in groups.items():
+            bar.set_description(f"{threads} thread{'s' * (threads > 1)}, {name}")
+            times[name] = calls.medians(make(), rounds, progress=bar.update)
+    return {"isa": get_engine("cython").isa(), "times": times}
+
+
+def in_own_process(threads: int, isa: str | None, arguments: argparse.Namespace) -> dict[str, Any]:
+    """measure() in a process that has as many CPUs as threads, so that XLA has no more either."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
+    if isa:
+        environment["FASTLOSS_ISA"] = isa
+    if threads == 1:
+        environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+    command = [sys.executable, __file__, "--threads", str(threads), "--rounds", str(arguments.rounds)]
+    command += ["--only", *arguments.only] if arguments.only else []
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit(f"the process for {threads} threads failed: see above")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# ---- Asked and reached ----------------------------------------------------------------------------------------------
+
+
+def figures(times: Times, threads: int) -> list[tuple[str, str, float, float, bool]]:
+    """(what, unit, asked, reached, whether that is the least rather than the most) of all that was measured."""
+    rows = []
+
+    def add(group: str, what: str, unit: str, asked: float, call: str, other: str, factor: float = 1) -> None:
+        """Compares the times of two calls: `call` in units of `other`, or of microseconds."""
+        measured = times.get(group, {})
+        if call in measured and (other in measured or not other):
+            reached = measured[call] / measured[other] * factor if other else measured[call] * 1e6
+            rows.append((what, unit, asked, reached, unit.startswith("x ")))
+
+    add("calls", "call, 1 x 2", "us", 3, "1 x 2", "")
+    add("calls", "call, 64 x 10", "us", 4, "64 x 10", "")
+    for name, (copies, over_torch, over_jax) in ASKED.items():
+        if copies:
+            add(name, name, "copies", copies[THREADS.index(threads)], "fastloss", "copy")
+        for peer, asked in (("torch", over_torch), ("JAX", over_jax), ("scikit-learn", ASKED_SKLEARN.get(name))):
+            if asked:
+                add(name, name, f"x {peer}", asked, peer, "fastloss")
+    for name in LARGE:
+        add(f"{name}, variants", f"{name}, in place", "copies", 1.1, "in place", "copy")
+        add(f"{name}, variants", f"{name}, loss only", "of fused", 0.6, "loss only", "fastloss")
+        add(f"{name}, variants", f"{name}, recycled", "of reused", 1.15, "recycled", "fastloss")
+    add("4096 x 1000, float64", "4096 x 1000, float64", "copies", 2.8, "float64", "copy")
+    add("1024 x 32000, float64", "1024 x 32000, float64", "copies", 2.1, "float64", "copy")
+    for dtype in ("float16", "bfloat16"):
+        add("1024 x 32000, bfloat16", f"1024 x 32000, {dtype}", "of float32", 1.0, dtype, "float32")
+    return rows
+
+
+def print_figures(isa: str, runs: dict[int, Times]) -> None:
+    print(f"\n{isa}\n{'threads':>7}  {'what':<30}{'':<16}{'asked':>11}{'reached':>10}")
+    missed = 0
+    for threads, times in runs.items():
+        for what, unit, asked, reached, least in figures(times, threads):
+            met = reached >= asked if least else reached <= asked
+            missed += not met
+            sign = ">=" if least else "<="
+            print(f"{threads:>7}  {what:<30}{unit:<16}{sign:>4}{asked:>7g}{reached:>10.2f}{'' if met else '  missed'}")
+    print(f"{missed} missed" if missed else "all met")
+
+
+# ---- The README's table ---------------------------------------------------------------------------------------------
+
+
+def machine() -> str:
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        model = names[0] if names else model
+    model = re.sub(r"\((R|TM)\)", "", model)
+    return f"{model}, {os.cpu_count()} CPUs, {platform.system()}"
+
+
+def versions() -> str:
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def markdown(isa: str, runs: dict[int, Times]) -> str:
+    """A row a shape; each cell holds the figure of every number of threads."""
+
+    def cell(figure: Callable[[dict[str, float]], str], name: str) -> str:
+        try:
+            return " / ".join(figure(times[name]) for times in runs.values())
+        except KeyError:  # not measured
+            return ""
+
+    def time(t: dict[str, float]) -> str:
+        return f"{t['fastloss'] * 1e3:.2f} ms" if t["fastloss"] >= 1e-4 else f"{t['fastloss'] * 1e6:.1f} µs"
+
+    def copies(t: dict[str, float]) -> str:
+        return f"{t['fastloss'] / t['copy']:.2f}"
+
+    def speedup(peer: str) -> Callable[[dict[str, float]], str]:
+        return lambda t: f"{t[peer] / t['fastloss']:.3g}×"
+
+    lines = [
+        f"On {machine()}; instruction set {isa}; {versions()}; {datetime.date.today()}. "
+        f"Each cell: {' / '.join(map(str, runs))} threads.",
+        "",
+        "| logits | fastloss | copies of the logits | torch eager | jitted JAX | scikit-learn |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in ASKED:
+        cells = [cell(time, name), cell(copies, name) if ASKED[name][0] else ""]
+        cells += [cell(speedup(peer), name) for peer in PEERS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write(path: Path, tables: list[str]) -> None:
+    """Puts the tables between the markers."""
+    text = path.read_text()
+    body = "\n\n".join(tables)
+    new, count = re.subn(r"(<!-- speed -->\n).*?(<!-- /speed -->)", lambda m: f"{m[1]}{body}\n{m[2]}", text, flags=re.S)
+    if count != 1:
+        sys.exit(f"{path} needs one pair of <!-- speed --> and <!-- /speed -->, each on a line of its own")
+    path.write_text(new)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", type=Path, help="a file to put the table in, between its markers")
+    parser.add_argument("--json", type=Path, help="a file for all medians, in seconds")
+    parser.add_argument("--isa", nargs="*", default=[None], help="instruction sets; without it, the one in use")
+    parser.add_argument("--rounds", type=int, default=15, help="turns that each call takes (default: 15)")
+    parser.add_argument("--only", nargs="*", default=[], help="groups to measure, as the progress bar names them")
+    parser.add_argument("--threads", type=int, choices=THREADS, help=argparse.SUPPRESS)  # in the process started here
+    arguments = parser.parse_args()
+    if arguments.threads:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+        calls.need_threads(arguments.threads)
+        print(json.dumps(measure(arguments.threads, arguments.rounds, arguments.only)))
+        return
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
+        print(f"the load is {os.getloadavg()[0]:.1f}: on a busy machine these figures mean nothing", file=sys.stderr)
+    tables, everything = [], {}
+    for isa in arguments.isa:
+        measured = {threads: in_own_process(threads, isa, arguments) for threads in THREADS}
+        runs = {threads: result["times"] for threads, result in measured.items()}
+        name = measured[THREADS[0]]["isa"]
+        print_figures(name, runs)
+        tables.append(markdown(name, runs))
+        everything[name] = runs
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": machine(), "versions": versions(), "seconds": everything}))
+    if arguments.write:
+        write(arguments.write, tables)
+
+
+if __name__ == "__main__":
+    main()

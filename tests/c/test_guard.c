@@ -1,0 +1,297 @@
+/* Nothing outside of the arrays of a call is read or written: each lies once at the end of its memory and once at the
+ * beginning, with pages in front and behind that end the program where they are touched. The results of both have the
+ * same bits. On the instruction set that FASTLOSS_ISA names; C99 with POSIX.1-2001, and mmap's MAP_ANONYMOUS. */
+#define _DEFAULT_SOURCE
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <fastloss.h>
+
+static char description[200] = "start"; /* of the case that runs, for the handler below */
+static long cases;
+
+static void on_fault(int number) {
+    static const char text[] = "an access outside of an array in: ";
+    ssize_t written = write(2, text, sizeof text - 1);
+    written += write(2, description, strlen(description));
+    written += write(2, "\n", 1);
+    _exit(written > 0 ? 100 + number : 99);
+}
+
+static void fail(const char *what) {
+    fprintf(stderr, "%s: %s\n", description, what);
+    exit(1);
+}
+
+/* ---- Memory between two pages that can't be touched
+ * -----------------------------------------------------------------*/
+
+enum { ARRAYS = 9 };
+enum { Z, GRAD, TARGET, PROBS, WEIGHT, SAMPLE_WEIGHT, UPSTREAM, LOSSES, SCRATCH };
+#define CAPACITY ((size_t)1 << 20)
+
+static char *memory[ARRAYS];
+
+static void reserve(void) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    for (int i = 0; i < ARRAYS; i++) {
+        char *p = (char *)mmap(NULL, CAPACITY + 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == (char *)MAP_FAILED || mprotect(p, page, PROT_NONE) != 0 ||
+            mprotect(p + page + CAPACITY, page, PROT_NONE) != 0) {
+            fprintf(stderr, "no memory\n");
+            exit(2);
+        }
+        memory[i] = p + page;
+    }
+}
+
+static char *place(int array, size_t bytes, int at_end) {
+    if (bytes > CAPACITY) fail("the array is too large for this test");
+    return at_end ? memory[array] + CAPACITY - bytes : memory[array];
+}
+
+/* ---- Arrays of every type
+ * --------------------------------------------------------------------------------------------*/
+
+static uint32_t next_random(void) {
+    static uint64_t state = 3;
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(state >> 33);
+}
+
+static size_t size_of(int dtype) { return dtype == FL_F64 || dtype == FL_I64 ? 8 : dtype == FL_F32 ? 4 : 2; }
+
+static int working(int dtype) { return dtype == FL_F64 ? FL_F64 : FL_F32; }
+
+/* Numbers in [0, 2) that every floating type holds, negative ones too where `negative`. */
+static void fill(void *p, int dtype, ptrdiff_t n, int negative) {
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const uint32_t random = next_random();
+        const float x = (float)(random % 128) / 64.0f * (negative && random % 512 > 255 ? -1.0f : 1.0f);
+        if (dtype == FL_F64) ((double *)p)[i] = (double)x;
+        if (dtype == FL_F32) ((float *)p)[i] = x;
+        if (dtype == FL_F16) ((uint16_t *)p)[i] = (uint16_t)((random & 0x83ff) | 0x3c00);
+        if (dtype == FL_BF16) ((uint16_t *)p)[i] = (uint16_t)((random & 0x807f) | 0x3f80);
+    }
+}
+
+/* ---- Softmax cross-entropy
+ * --------------------------------------------------------------------------------------------*/
+
+enum { NO_GRAD = 1, IN_PLACE = 2, SMOOTHING = 4, WEIGHTS = 8, SOFTCAP = 16, PROBABILITIES = 32, WITH_SCRATCH = 64 };
+static const int option_sets[] = {0,
+                                  NO_GRAD,
+                                  IN_PLACE,
+                                  SMOOTHING,
+                                  SMOOTHING | NO_GRAD,
+                                  WEIGHTS,
+                                  WEIGHTS | SMOOTHING,
+                                  WEIGHTS | SMOOTHING | SOFTCAP | IN_PLACE,
+                                  SOFTCAP | NO_GRAD,
+                                  PROBABILITIES,
+                                  PROBABILITIES | WEIGHTS | IN_PLACE,
+                                  WITH_SCRATCH,
+                                  WITH_SCRATCH | SMOOTHING};
+
+/* Keeps what the first placement gave, or compares with it. */
+static void same_as_before(const void *p, size_t bytes, int first, char *kept, const char *what) {
+    if (first) {
+        memcpy(kept, p, bytes);
+    } else if (memcmp(kept, p, bytes) != 0) {
+        fail(what);
+    }
+}
+
+static void test_cross_entropy(int dtype, ptrdiff_t n, ptrdiff_t classes, ptrdiff_t inner, int options) {
+    static char kept_grad[CAPACITY], kept_losses[CAPACITY], source[CAPACITY];
+    const ptrdiff_t rows = n * inner, size = rows * classes;
+    const int real = working(dtype);
+    double kept_loss = 0;
+    snprintf(description, sizeof description, "cross_entropy, dtype %d, %ld x %ld x %ld, options %d", dtype, (long)n,
+             (long)classes, (long)inner, options);
+    fill(source, dtype, size, 1);
+    for (int at_end = 1; at_end >= 0; at_end--) {
+        fl_cross_entropy_call call = fl_cross_entropy_call_init();
+        char *z = place(Z, (size_t)size * size_of(dtype), at_end);
+        char *grad = options & IN_PLACE ? z : place(GRAD, (size_t)size * size_of(dtype), at_end);
+        memcpy(z, source, (size_t)size * size_of(dtype));
+        call.n[0] = 1;
+        call.n[1] = n;
+        call.classes = classes;
+        call.inner = inner;
+        call.logits.data = z;
+        if (!(options & NO_GRAD)) call.grad.data = grad;
+        call.logits.dtype = call.grad.dtype = dtype;
+        call.logits.stride[1] = call.grad.stride[1] = classes * inner;
+        call.logits.class_stride = call.grad.class_stride = inner;
+        if (options & PROBABILITIES) {
+            char *probs = place(PROBS, (size_t)size * size_of(real), at_end);
+            for (ptrdiff_t i = 0; i < size; i++) {
+                if (real == FL_F64) {
+                    ((double *)probs)[i] = (double)(i % 7) / 8;
+                } else {
+                    ((float *)probs)[i] = (float)(i % 7) / 8;
+                }
+            }
+            call.target_probs = call.logits;
+            call.target_probs.data = probs;
+            call.target_probs.dtype = real;
+        } else {
+            int64_t *target = (int64_t *)(void *)place(TARGET, (size_t)rows * sizeof *target, at_end);
+            for (ptrdiff_t i = 0; i < rows; i++) target[i] = i % 5 == 3 ? -100 : (i * 7 + classes - 1) % classes;
+            call.target = target;
+            call.target_dtype = FL_I64;
+        }
+        if (options & WEIGHTS) {
+            void *arrays[3] = {place(WEIGHT, (size_t)classes * size_of(real), at_end),
+                               place(SAMPLE_WEIGHT, (size_t)rows * size_of(real), at_end),
+                               place(UPSTREAM, (size_t)rows * size_of(real), at_end)};
+            for (int k = 0; k < 3; k++) {
+                for (ptrdiff_t i = 0; i < (k == 0 ? classes : rows); i++) {
+                    if (real == FL_F64) {
+                        ((double *)arrays[k])[i] = 1 + (double)(i % 3);
+                    } else {
+                        ((float *)arrays[k])[i] = 1 + (float)(i % 3);
+                    }
+                }
+            }
+            call.weight = arrays[0];
+            call.sample_weight = arrays[1];
+            call.grad_output = arrays[2];
+        }
+        if (options & SMOOTHING) call.label_smoothing = 0.125;
+        if (options & SOFTCAP) call.softcap = 4;
+        call.losses = place(LOSSES, (size_t)rows * size_of(real), at_end);
+        call.reduction = FL_NONE;
+        double loss = NAN;
+        if (options & WITH_SCRATCH) {
+            const size_t bytes = fl_cross_entropy_scratch(&call);
+            void *scratch = bytes ? place(SCRATCH, (bytes + 7) / 8 * 8, at_end) : NULL;
+            ptrdiff_t tiles = 0;
+            if (fl_cross_entropy_tiles(&call, &tiles) != FL_OK) fail("refused");
+            loss = 0;
+            for (ptrdiff_t tile = 0; tile < tiles; tile++) {
+                double part = 0;
+                if (fl_cross_entropy_tile(&call, tile, scratch, &part) != FL_OK) fail("refused");
+                loss += part;
+            }
+        } else if (fl_cross_entropy(&call, &loss) != FL_OK) {
+            fail("refused");
+        }
+        same_as_before(&loss, sizeof loss, at_end, (char *)&kept_loss, "the loss differs");
+        same_as_before(call.losses, (size_t)rows * size_of(real), at_end, kept_losses, "the losses differ");
+        if (call.grad.data)
+            same_as_before(grad, (size_t)size * size_of(dtype), at_end, kept_grad, "the gradients differ");
+        cases++;
+    }
+}
+
+static void test_softmax(int dtype, ptrdiff_t n, ptrdiff_t classes, ptrdiff_t inner) {
+    const ptrdiff_t size = n * classes * inner;
+    for (int kind = FL_SOFTMAX; kind <= FL_ENTROPY; kind++) {
+        snprintf(description, sizeof description, "softmax kind %d, dtype %d, %ld x %ld x %ld", kind, dtype, (long)n,
+                 (long)classes, (long)inner);
+        for (int at_end = 0; at_end < 2; at_end++) {
+            fl_softmax_call call = fl_softmax_call_init();
+            call.kind = kind;
+            call.n[0] = 1;
+            call.n[1] = n;
+            call.classes = classes;
+            call.inner = inner;
+            call.logits.data = place(Z, (size_t)size * size_of(dtype), at_end);
+            fill(call.logits.data, dtype, size, 1);
+            call.logits.dtype = dtype;
+            call.logits.stride[1] = classes * inner;
+            call.logits.class_stride = inner;
+            call.output = call.logits;
+            call.output.data = place(GRAD, (size_t)size * size_of(dtype), at_end);
+            call.values = place(LOSSES, (size_t)(n * inner) * size_of(working(dtype)), at_end);
+            if (fl_softmax(&call) != FL_OK) fail("refused");
+            cases++;
+        }
+    }
+}
+
+static void test_elements(int dtype, ptrdiff_t n) {
+    static const int targets[] = {FL_F32, FL_F64, FL_F16, FL_BF16, FL_I64};
+    for (int at_end = 0; at_end < 2; at_end++) {
+        void *z = place(Z, (size_t)n * size_of(dtype), at_end), *out = place(GRAD, (size_t)n * size_of(dtype), at_end);
+        fill(z, dtype, n, 1);
+        for (int kind = FL_SIGMOID; kind <= FL_SOFTPLUS; kind++) {
+            snprintf(description, sizeof description, "map kind %d, dtype %d, %ld", kind, dtype, (long)n);
+            if (fl_map(kind, dtype, z, n, out) != FL_OK) fail("refused");
+            cases++;
+        }
+        for (int t = 0; t < 5; t++) {
+            for (int options = 0; options < 8; options++) {
+                snprintf(description, sizeof description, "bce, dtypes %d and %d, %ld, options %d", dtype, targets[t],
+                         (long)n, options);
+                const int real = working(dtype);
+                fl_bce_call call = fl_bce_call_init();
+                call.n[2] = n;
+                call.logits = z;
+                call.grad = out;
+                call.target = place(TARGET, (size_t)n * size_of(targets[t]), at_end);
+                memset((void *)call.target, 0, (size_t)n * size_of(targets[t]));
+                call.logits_dtype = call.grad_dtype = dtype;
+                call.target_dtype = targets[t];
+                if (options & 1) {
+                    call.weight.data = place(WEIGHT, (size_t)n * size_of(real), at_end);
+                    call.weight.stride[2] = 1;
+                    call.pos_weight.data = place(SAMPLE_WEIGHT, size_of(real), at_end);
+                    call.grad_output = place(UPSTREAM, (size_t)n * size_of(real), at_end);
+                }
+                if (options & 2) call.losses = place(LOSSES, (size_t)n * size_of(real), at_end);
+                if (options & 4) {
+                    call.label_smoothing = 0.1;
+                    call.has_ignore = 1;
+                    call.ignore_value = 1;
+                }
+                double loss;
+                if (fl_bce(&call, &loss) != FL_OK) fail("refused");
+                cases++;
+            }
+        }
+    }
+}
+
+int main(void) {
+    static const ptrdiff_t rows[] = {1, 2, 3, 5, 8, 17, 33};
+    static const ptrdiff_t positions[] = {2, 3, 4, 7, 8, 15, 16, 17, 31, 33, 65, 129, 300};
+    static const ptrdiff_t more_classes[] = {63, 64, 65, 100, 127, 255, 256, 257, 300, 511, 512, 513, 1000, 1537};
+    const int sets = (int)(sizeof option_sets / sizeof *option_sets);
+    if (signal(SIGSEGV, on_fault) == SIG_ERR || signal(SIGBUS, on_fault) == SIG_ERR) return 2;
+    reserve();
+    for (int dtype = FL_F32; dtype <= FL_BF16; dtype++) {
+        for (ptrdiff_t classes = 1; classes <= 40; classes++) {
+            for (int r = 0; r < 7; r++)
+                for (int s = 0; s < sets; s++) test_cross_entropy(dtype, rows[r], classes, 1, option_sets[s]);
+            test_softmax(dtype, 5, classes, 1);
+        }
+        for (int c = 0; c < 14; c++) {
+            for (int r = 0; r < 6; r += 2)
+                for (int s = 0; s < sets; s++) test_cross_entropy(dtype, rows[r], more_classes[c], 1, option_sets[s]);
+            test_softmax(dtype, 3, more_classes[c], 1);
+        }
+        for (int s = 0; s < sets; s++) test_cross_entropy(dtype, 2, 40000, 1, option_sets[s]);
+        for (int p = 0; p < 13; p++) {
+            for (ptrdiff_t classes = 1; classes <= 22; classes += 3) {
+                for (int s = 0; s < sets; s++) test_cross_entropy(dtype, 2, classes, positions[p], option_sets[s]);
+                test_softmax(dtype, 2, classes, positions[p]);
+            }
+        }
+        /* Too many classes for a stage. */
+        for (int s = 0; s < sets; s++) test_cross_entropy(dtype, 1, 2100, 19, option_sets[s]);
+        for (ptrdiff_t n = 1; n <= 40; n++) test_elements(dtype, n);
+        test_elements(dtype, 511);
+        test_elements(dtype, 513);
+        test_elements(dtype, 33000);
+    }
+    printf("%s: %ld cases between guard pages\n", fl_isa(), cases);
+    return 0;
+}
