@@ -108,6 +108,16 @@ def test_float32_sums_of_many_classes(engine, shape):
     assert loss == pytest.approx((lse - exact[:, 0]).mean(), rel=2e-7)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.3, 5.0])
+def test_float32_sums_of_equal_elements(engine, value):
+    """Equal losses, as before training, whose rounding errors do not average out."""
+    logits = np.full(2_000_000, value, np.float32)
+    exact = np.log1p(np.exp(-np.float64(logits[0])))
+    assert fl.binary_cross_entropy_with_logits(logits, np.ones_like(logits), engine=engine) == pytest.approx(
+        exact, rel=2e-7
+    )
+
+
 def test_float32_sums_of_many_elements(engine):
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, 2_000_000).astype(np.float32)

@@ -98,7 +98,8 @@ static INLINE double V(bce_block)(const bce_task *task, const REAL *z, const REA
     const V(vec) rest = V(set)((REAL)(1 - task->call.label_smoothing));
     const V(vec) half = V(set)((REAL)(task->call.label_smoothing / 2));
     const V(vec) ignore_value = V(set)((REAL)task->call.ignore_value);
-    V(vec) sum0 = zero, sum1 = zero;
+    V(vec) sum = zero;
+    V(acc) acc = V(acc_zero)();
     for (ptrdiff_t i = 0; i < n; i += LANES) {
         const V(vec) target = V(load)(y + i);
         const V(vec) label = smooth ? V(fma)(target, rest, half) : target;
@@ -114,13 +115,14 @@ static INLINE double V(bce_block)(const bce_task *task, const REAL *z, const REA
         }
         if (grad) V(store)(grad + i, slope);
         if (losses) V(store)(losses + i, loss);
-        if (i & LANES)
-            sum1 = V(add)(sum1, loss);
-        else
-            sum0 = V(add)(sum0, loss);
+        /* Longer float sums of equal losses, as of logits that are all 0, would all err to one side. */
+        sum = V(add)(sum, loss);
+        if (i / LANES % 4 == 3) {
+            V(acc_add)(&acc, sum);
+            sum = zero;
+        }
     }
-    V(acc) acc = V(acc_zero)();
-    V(acc_add)(&acc, V(add)(sum0, sum1));
+    V(acc_add)(&acc, sum);
     return V(acc_sum)(acc);
 }
 

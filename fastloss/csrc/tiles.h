@@ -234,12 +234,12 @@ static int V(lane_tile)(const softmax_task *task, ptrdiff_t outer, ptrdiff_t fir
             sum += V(sum_losses)(batch.loss, n);
             if (losses) memcpy(losses + row, batch.loss, (size_t)n * sizeof *losses);
         }
-        if (width > 0 && grad)
-            for (ptrdiff_t c = 0; c < classes; c++)
-                if (streams)
-                    V(stream_block)((REAL *)(grad + c * out_stride) + from, count, stage + c * width);
-                else
-                    V(store_block)(grad + c * out_stride + from * out_size, call->grad.dtype, count, stage + c * width);
+        for (ptrdiff_t c = 0; width > 0 && grad && c < classes; c++) {
+            if (streams)
+                V(stream_block)((REAL *)(grad + c * out_stride) + from, count, stage + c * width);
+            else
+                V(store_block)(grad + c * out_stride + from * out_size, call->grad.dtype, count, stage + c * width);
+        }
     }
     if (streams) vec_fence();
     *loss = sum;
