@@ -23,8 +23,8 @@
  * what the library says of itself; precision; what is not promised.
  *
  * Thread safety: every function here may be called from any thread at any time, also at once with itself, as long
- * as the outputs are different memory. The library starts no threads, allocates no memory, and leaves the locale
- * and the floating-point environment alone. */
+ * as the outputs are different memory. The library starts no threads, allocates no memory (it takes up to 128 KiB of
+ * stack), and leaves the locale and the floating-point environment alone. */
 #ifndef FASTLOSS_H
 #define FASTLOSS_H
 

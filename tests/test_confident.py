@@ -97,7 +97,7 @@ def test_scikit_learn_rounds_to_zero_what_fastloss_keeps(engine, peer):
     assert our_grad[0, 0] == pytest.approx(-2 * np.exp(-100), rel=1e-13)
 
 
-@pytest.mark.parametrize("shape", [(2, 262144), (2, 131072, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 262144), (2, 131072, 3), (1, 262144, 9)], ids=str)
 def test_float32_sums_of_many_classes(engine, shape):
     logits = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
     target = np.zeros(shape[:1] + shape[2:], int)
@@ -142,3 +142,19 @@ def test_the_slope_of_a_saturated_softcap(engine, dtype, axis):
     _, expected = oracle.cross_entropy(logits, [0, 1, 2], **keywords)
     assert np.abs(expected).min() < 1e-9
     assert np.abs(grad / expected - 1).max() <= (1e-5 if dtype == np.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("margin", [85, 88, 95, 100, 103])
+@pytest.mark.parametrize("classes", [2, 17, 300])
+def test_float32_below_the_normal_numbers(engine, margin, classes):
+    """A loss and a gradient that no normal number holds are the nearest subnormal ones, not 0."""
+    logits = np.full((3, classes), -300.0, np.float32)
+    logits[:, 0], logits[:, -1] = margin, 0.0
+    loss, grad = fl.cross_entropy(logits, np.zeros(3, int), reduction="none", return_grad=True, engine=engine)
+    exact = np.exp(-float(margin))
+    limit = (18 + 2 * margin) * 2**-24 * exact + 2 * 2.0**-149
+    assert loss[0] > 0
+    assert np.abs(loss - exact).max() <= limit
+    assert np.abs(grad[:, 0] + exact).max() <= limit
+    assert np.abs(grad[:, -1] - exact).max() <= limit
+    assert (grad[:, 1:-1] == 0).all()

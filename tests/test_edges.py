@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from checks import DTYPES, compute_dtype
+from checks import DTYPES, assert_grad, assert_loss, compute_dtype
 
 import fastloss as fl
 
@@ -383,3 +383,82 @@ def test_large_elements(engine, dtype):
     losses, grad = fl.binary_cross_entropy_with_logits(x, [0, 1], reduction="none", return_grad=True, engine=engine)
     assert losses.tolist() == [large, large]
     assert grad.astype(np.float64).tolist() == [1, -1]
+
+
+@every_dtype
+@pytest.mark.parametrize("steps", [(0, 10, 30), (0, 100, 15), (-50, -20, 45), (90, 0, -80), (-70, 60, 65)], ids=str)
+@pytest.mark.parametrize("classes", [600, 1500, 5000])
+def test_rows_that_rise_from_block_to_block(engine, dtype, steps, classes):
+    """Long rows are done block by block against a reference, which later blocks may exceed, a little or by far."""
+    rng = np.random.default_rng(classes)
+    level = np.repeat(steps, -(-classes // len(steps)))[:classes]
+    logits = (level + rng.normal(0, 2, (4, classes))).astype(dtype)
+    target = np.array([0, classes // 2, classes - 1, int(logits[3].argmax())])
+    for options in ({}, {"label_smoothing": 0.1}, {"z_loss": 0.01}, {"label_smoothing": 1.0}):
+        keywords = {"reduction": "none", "return_grad": True, **options}
+        alone = fl.cross_entropy(logits, target, reduction="none", engine=engine, **options)
+        loss, grad = fl.cross_entropy(logits, target, engine=engine, **keywords)
+        expected_loss, expected_grad = fl.cross_entropy(
+            logits.astype(np.float64), target, engine="reference", **keywords
+        )
+        assert_loss(loss, expected_loss, dtype, options)
+        assert_grad(grad, expected_grad, options)
+        assert (alone == loss).all()
+        logits_with_nan = logits.copy()
+        logits_with_nan[1, classes - 1] = np.nan
+        again, slope = fl.cross_entropy(logits_with_nan, target, engine=engine, **keywords)
+        assert np.isnan(again[1]) and np.isnan(slope[1]).all()
+        assert (again[[0, 2, 3]] == loss[[0, 2, 3]]).all()
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((3, 3), 1), ((3, 10), 1), ((3, 40), 1), ((3, 300), 1), ((3, 2000), 1), ((2, 5, 9), 1), ((40, 100), 0)],
+    ids=str,
+)
+def test_an_impossible_target_of_weight_zero_costs_nothing(engine, dtype, shape, axis):
+    """0 * infinity is 0: a class that weighs nothing, at -inf, as the target."""
+    logits, target = batch(shape, axis, dtype)
+    target[...] = 1
+    target.flat[0] = 0
+    logits_by_class = np.moveaxis(logits, axis, 0)
+    logits_by_class[0] = -INF
+    weight = np.ones(shape[axis], compute_dtype(dtype))
+    weight[0] = 0
+    losses, grad = fl.cross_entropy(
+        logits, target, weight=weight, axis=axis, reduction="none", return_grad=True, engine=engine
+    )
+    assert losses.flat[0] == 0
+    assert np.isfinite(losses).all() and (losses.ravel()[1:] > 0).all()
+    assert np.isfinite(grad.astype(np.float64)).all()
+    assert (np.moveaxis(grad, axis, 0)[0] == 0).all()
+    assert (np.moveaxis(grad, axis, 0).reshape(shape[axis], -1)[:, 0] == 0).all()
+
+
+@every_dtype
+@pytest.mark.parametrize("classes", [3, 16, 17, 40, 600, 2000])
+@pytest.mark.parametrize("bad", ["nan", "inf", "all -inf"])
+def test_an_undefined_row_is_nan_with_every_kind_of_target(engine, dtype, classes, bad):
+    """As above, where the class weights differ from class to class, and in the primitives."""
+    logits, target = batch((5, classes), 1, dtype)
+    clean = logits.copy()
+    logits[2, :] = {"nan": logits[2], "inf": logits[2], "all -inf": -INF}[bad]
+    logits[2, classes // 2] = {"nan": NAN, "inf": INF, "all -inf": -INF}[bad]
+    probabilities = np.full((5, classes), 1 / classes, compute_dtype(dtype))
+    weight = np.linspace(0.5, 2, classes).astype(compute_dtype(dtype))
+    others = [0, 1, 3, 4]
+    for labels, options in (
+        (probabilities, {}),
+        (probabilities, {"weight": weight}),
+        (target, {"weight": weight, "label_smoothing": 0.1}),
+    ):
+        keywords = {"reduction": "none", "return_grad": True, "engine": engine, **options}
+        losses, grad = fl.cross_entropy(logits, labels, **keywords)
+        expected_losses, expected_grad = fl.cross_entropy(clean, labels, **keywords)
+        assert np.isnan(losses[2]) and np.isnan(grad[2].astype(np.float64)).all()
+        assert (losses[others] == expected_losses[others]).all() and (grad[others] == expected_grad[others]).all()
+    for function in (fl.softmax, fl.log_softmax, fl.logsumexp, fl.entropy):
+        values, expected = function(logits, engine=engine), function(clean, engine=engine)
+        assert np.isnan(values[2].astype(np.float64)).all(), function.__name__
+        assert (values[others] == expected[others]).all()

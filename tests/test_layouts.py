@@ -370,3 +370,27 @@ def test_more_elements_than_32_bits_count():
     flat[-1] = 20.0
     loss = fl.binary_cross_entropy_with_logits(flat, np.zeros(flat.size, np.uint8), reduction="sum", engine="cython")
     assert loss == pytest.approx((flat.size - 1) * np.log(2) + 20, rel=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_large_gradients_in_front_of_positions(engine, dtype):
+    """Above 64 MiB they are written past the caches, in whole vectors but for the ends of each line."""
+    if engine == "reference":
+        pytest.skip("knows no caches")
+    classes = 21
+    inner = (64 << 20) // (classes * np.dtype(dtype).itemsize) + 5
+    rng = np.random.default_rng(RNG_SEED)
+    logits = np.broadcast_to(rng.normal(0, 2, (1, classes, 1)), (1, classes, inner)).astype(dtype)
+    logits += rng.normal(0, 1, inner).astype(dtype)
+    logits[0, 3] *= -1
+    target = rng.integers(0, classes, (1, inner))
+    keywords = {"reduction": "sum", "engine": engine}
+    for offset in (0, 1, 3):
+        memory = np.full(logits.size + 8, np.nan, dtype)
+        out = memory[offset : offset + logits.size].reshape(logits.shape)
+        fl.cross_entropy(logits, target, out_grad=out, **keywords)
+        assert np.isnan(memory[:offset]).all() and np.isnan(memory[offset + logits.size :]).all()
+        for start in range(0, inner, inner // 7):
+            part = slice(start, start + inner // 7)
+            _, expected = fl.cross_entropy(logits[..., part], target[..., part], return_grad=True, **keywords)
+            assert_grad(out[..., part], expected.astype(np.float64))

@@ -65,7 +65,7 @@ static f_vec f_apply(function f, f_vec x) {
         case EXP:
             return f_exp(x);
         case EXPM1:
-            return f_expm1(x);
+            return f_minus_rest(x);
         case LOG1P:
             return f_log1p(x);
         default:
@@ -77,7 +77,7 @@ static d_vec d_apply(function f, d_vec x) {
         case EXP:
             return d_exp(x);
         case EXPM1:
-            return d_expm1(x);
+            return d_minus_rest(x);
         case LOG1P:
             return d_log1p(x);
         default:
