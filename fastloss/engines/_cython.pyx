@@ -278,7 +278,7 @@ cdef class Buffer:
             free_pages(self.data)
 
 
-def set_buffer_limit(limit):
+def set_buffer_limit(size_t limit):
     global pool_limit
     PyThread_acquire_lock(pool_lock, WAIT_LOCK)
     pool_limit = limit
