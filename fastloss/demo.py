@@ -406,7 +406,7 @@ def plural(count: int, noun: str) -> str:
 
 def milliseconds(seconds: float) -> str:
     ms = 1000 * seconds
-    return f"{ms:,.{0 if ms >= 100 else 1 if ms >= 10 else 2}f} ms"
+    return f"{ms:,.{0 if ms >= 100 else 1 if ms >= 10 else 2 if ms >= 1 else 4}f} ms"
 
 
 def megabytes(count: int) -> str:
