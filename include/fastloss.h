@@ -168,8 +168,9 @@ FL_API int fl_cross_entropy(const fl_cross_entropy_call *call, double *loss);
  *     3. add the tiles' weights in order; set call.normalizer to the sum, where it was negative;
  *     4. fl_cross_entropy_tile computes one tile; add the losses in order, and divide by the normalizer.
  *
- * Half precision is converted on the way. For rows of thousands of classes that is faster with fl_cross_entropy_scratch
- * bytes of memory for each thread, aligned for a double; NULL works too, in the last bits not always the same. */
+ * Rows of thousands of classes are faster with fl_cross_entropy_scratch bytes of memory for each thread, aligned for a
+ * double, where gradients are large (they are written past the caches) or in half precision (it is converted on the
+ * way); NULL works too, in half precision with last bits that are not always the same. */
 typedef struct fl_target_check {
     double weight;          /* the tile's share of the mean's denominator */
     ptrdiff_t bad_position; /* the first target that is not a class, or -1 */

@@ -372,6 +372,31 @@ def test_more_elements_than_32_bits_count():
     assert loss == pytest.approx((flat.size - 1) * np.log(2) + 20, rel=1e-7)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("dtype", "classes"), [(np.float32, 300), (np.float32, 32771), (np.float64, 5003)])
+def test_large_gradients_of_rows(engine, dtype, classes, smoothing):
+    """Above 64 MiB those of long rows are written past the caches, one row behind: the same bits as in pieces."""
+    if engine == "reference":
+        pytest.skip("knows no caches")
+    rows = (64 << 20) // (classes * np.dtype(dtype).itemsize) + 3
+    rng = np.random.default_rng(RNG_SEED)
+    logits = rng.normal(0, 3, (rows, classes)).astype(dtype)
+    logits[::7, classes // 2] += 40  # the reference moves in the middle of the row
+    target = rng.integers(0, classes, rows)
+    target[5::11] = -100
+    keywords = {"reduction": "none", "label_smoothing": smoothing, "engine": engine}
+    for offset in (0, 1, 3):
+        memory = np.full(logits.size + 8, np.nan, dtype)
+        out = memory[offset : offset + logits.size].reshape(logits.shape)
+        losses, _ = fl.cross_entropy(logits, target, out_grad=out, **keywords)
+        assert np.isnan(memory[:offset]).all() and np.isnan(memory[offset + logits.size :]).all()
+        for start in range(0, rows, rows // 5):
+            part = slice(start, start + rows // 5)
+            expected_losses, expected = fl.cross_entropy(logits[part], target[part], return_grad=True, **keywords)
+            assert same_bits(losses[part], expected_losses)
+            assert same_bits(out[part], expected)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_large_gradients_in_front_of_positions(engine, dtype):
     """Above 64 MiB they are written past the caches, in whole vectors but for the ends of each line."""

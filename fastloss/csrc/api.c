@@ -75,6 +75,10 @@ static int lay_out(softmax_task *task) {
     if (task->rows > 0 && !call->logits.data) return FL_ERROR_NULL;
     /* Whole vectors of targets, so that only a tile at an end has a part of one. */
     ptrdiff_t tile_rows = TILE_ELEMENTS / call->classes;
+    if (call->inner == 1 && tile_rows < STREAMED_ROWS) {
+        const ptrdiff_t shared = task->rows / SHARED_TILES < STREAMED_ROWS ? task->rows / SHARED_TILES : STREAMED_ROWS;
+        if (tile_rows < shared) tile_rows = shared;
+    }
     tile_rows = tile_rows >= 64 ? tile_rows / 64 * 64 : call->inner > 1 ? 64 : tile_rows > 1 ? tile_rows : 1;
     task->tile_rows = tile_rows;
     task->tile_outer = 1;
@@ -151,7 +155,8 @@ size_t fl_cross_entropy_scratch(const fl_cross_entropy_call *call) {
     softmax_task task;
     if (cross_entropy_task(call, &task) != FL_OK) return 0;
     const bool half = task.call.logits.dtype == FL_F16 || task.call.logits.dtype == FL_BF16;
-    return half ? sizeof(float) * ((size_t)task.call.classes + SCRATCH_PADDING) : 0;
+    const size_t row = (size_t)scratch_row(task.call.classes) * (is_double(task.call.logits.dtype) ? 8 : 4);
+    return half ? row : streams(&task) && task.call.inner == 1 ? 2 * row : 0;
 }
 
 int fl_cross_entropy_tile(const fl_cross_entropy_call *call, ptrdiff_t tile, void *scratch, double *loss) {

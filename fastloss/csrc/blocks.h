@@ -32,12 +32,26 @@ static INLINE void V(prefetch)(const REAL *p, bool for_writing) {
         for_writing ? __builtin_prefetch((const char *)p + line, 1) : __builtin_prefetch((const char *)p + line, 0);
 }
 
-/* e = scaled exponentials of z - ref; with sum_x, the sum of z - ref is added to it. What lies `ahead` elements further
- * is fetched meanwhile, of e only where it is memory to come: the processors' own prefetchers keep up with neither. */
-static INLINE void V(exp_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t ahead, bool fetch_e,
-                                V(vec) * sum_x) {
+/* Lane i holds i. */
+static INLINE V(int) V(lane_numbers)(void) {
+    static const V(index) numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return V(int_load)(numbers);
+}
+
+/* One vector of V(exp_block): at most LANES elements, in full vectors all of them. */
+static INLINE V(vec) V(exp_step)(V(vec) x, REAL *e, ptrdiff_t n, bool has_target, ptrdiff_t y) {
+    const V(vec) value = V(exp_scaled)(x);
+    if (e) n == LANES ? V(store)(e, value) : V(store_part)(e, value, n);
+    return has_target ? V(zero_where)(V(int_eq)(V(lane_numbers)(), V(int_set)((V(index))y)), value) : value;
+}
+
+/* Scaled exponentials of z - ref, kept in e unless that is NULL. Returns their sums per lane, with has_target without
+ * that of element y; with sum_x, the sum of z - ref is added to it. What lies `ahead` elements further is fetched
+ * meanwhile, of e only where it is memory to come: the processors' own prefetchers keep up with neither. */
+static INLINE V(vec) V(exp_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, bool has_target, ptrdiff_t y,
+                                  ptrdiff_t ahead, bool fetch_e, V(vec) * sum_x) {
     const V(vec) r = V(set)(ref);
-    V(vec) sum = V(set)(0);
+    V(vec) sum0 = V(set)(0), sum1 = sum0, xs = sum0;
     ptrdiff_t i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES) {
         if (ahead) V(prefetch)(z + i + ahead, false);
@@ -48,36 +62,23 @@ static INLINE void V(exp_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, p
             if (ahead) V(prefetch)(z + i + LANES + ahead, false);
             if (fetch_e) V(prefetch)(e + i + LANES + ahead, true);
         }
-        V(store)(e + i, V(exp_scaled)(x0));
-        V(store)(e + i + LANES, V(exp_scaled)(x1));
-        if (sum_x) sum = V(add)(sum, V(add)(x0, x1));
+        sum0 = V(add)(sum0, V(exp_step)(x0, e ? e + i : NULL, LANES, has_target, y - i));
+        sum1 = V(add)(sum1, V(exp_step)(x1, e ? e + i + LANES : NULL, LANES, has_target, y - i - LANES));
+        if (sum_x) xs = V(add)(xs, V(add)(x0, x1));
     }
     if (i + LANES <= n) {
         const V(vec) x = V(sub)(V(load)(z + i), r);
-        V(store)(e + i, V(exp_scaled)(x));
-        if (sum_x) sum = V(add)(sum, x);
+        sum0 = V(add)(sum0, V(exp_step)(x, e ? e + i : NULL, LANES, has_target, y - i));
+        if (sum_x) xs = V(add)(xs, x);
         i += LANES;
     }
     if (i < n) {
-        const V(vec) x = V(sub)(V(load_part)(z + i, n - i, ref), r);
-        V(store_part)(e + i, V(exp_scaled)(x), n - i);
-        if (sum_x) sum = V(add)(sum, x);
+        const V(vec) x = V(sub)(V(load_part)(z + i, n - i, -INFINITY), r);
+        sum1 = V(add)(sum1, V(exp_step)(x, e ? e + i : NULL, n - i, has_target, y - i));
+        if (sum_x) xs = V(add)(xs, V(sub)(V(load_part)(z + i, n - i, ref), r));
     }
-    if (sum_x) *sum_x = V(add)(*sum_x, sum);
-}
-
-static INLINE V(vec) V(sum_block)(const REAL *e, ptrdiff_t n) {
-    V(vec) s0 = V(set)(0), s1 = s0, s2 = s0, s3 = s0;
-    ptrdiff_t i = 0;
-    for (; i + 4 * LANES <= n; i += 4 * LANES) {
-        s0 = V(add)(s0, V(load)(e + i));
-        s1 = V(add)(s1, V(load)(e + i + LANES));
-        s2 = V(add)(s2, V(load)(e + i + 2 * LANES));
-        s3 = V(add)(s3, V(load)(e + i + 3 * LANES));
-    }
-    for (; i + LANES <= n; i += LANES) s0 = V(add)(s0, V(load)(e + i));
-    if (i < n) s1 = V(add)(s1, V(load_part)(e + i, n - i, 0));
-    return V(add)(V(add)(s0, s1), V(add)(s2, s3));
+    if (sum_x) *sum_x = V(add)(*sum_x, xs);
+    return V(add)(sum0, sum1);
 }
 
 /* e = e * factor - shift. What lies at `next`, where the work goes on, is fetched meanwhile; NULL: nothing. */
@@ -96,13 +97,23 @@ static INLINE void V(scale_block)(REAL *e, ptrdiff_t n, REAL factor, REAL shift,
     if (i < n) V(store_part)(e + i, V(fma)(V(load_part)(e + i, n - i, 0), f, minus), n - i);
 }
 
-/* A copy past the caches, for what will not stay in them: it spares the reading of the lines that it overwrites. */
-static INLINE void V(stream_block)(REAL *p, ptrdiff_t n, const REAL *block) {
-    ptrdiff_t i = (ptrdiff_t)(-(uintptr_t)p & (VEC_BYTES - 1)) / (ptrdiff_t)sizeof(REAL);
-    if (i >= n || (uintptr_t)p % sizeof(REAL) != 0) i = n;
-    memcpy(p, block, (size_t)i * sizeof(REAL));
-    for (; i + LANES <= n; i += LANES) V(stream)(p + i, V(load)(block + i));
-    if (i < n) memcpy(p + i, block + i, (size_t)(n - i) * sizeof(REAL));
+/* p = block * factor - shift, written past the caches: for what will not stay in them, it spares the reading of the
+ * lines that it overwrites. Goes from where it stopped before, `from`, to `end`, and returns where it stopped, which is
+ * where a whole vector would pass the end, or with `last` the end. p is aligned for its type. */
+static INLINE ptrdiff_t V(stream_scaled)(REAL *p, ptrdiff_t from, ptrdiff_t end, bool last, const REAL *block,
+                                         REAL factor, REAL shift) {
+    const V(vec) f = V(set)(factor), minus = V(set)(-shift);
+    ptrdiff_t i = from;
+    if (i == 0) {
+        const ptrdiff_t head = (ptrdiff_t)(-(uintptr_t)p & (VEC_BYTES - 1)) / (ptrdiff_t)sizeof(REAL);
+        if (head > end && !last) return 0;
+        i = head < end ? head : end;
+        if (i > 0) V(store_part)(p, V(fma)(V(load_part)(block, i, 0), f, minus), i);
+    }
+    for (; i + LANES <= end; i += LANES) V(stream)(p + i, V(fma)(V(load)(block + i), f, minus));
+    if (!last || i == end) return i;
+    V(store_part)(p + i, V(fma)(V(load_part)(block + i, end - i, 0), f, minus), end - i);
+    return end;
 }
 
 #if WORKING_TYPE == 32

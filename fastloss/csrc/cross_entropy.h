@@ -16,11 +16,12 @@
 typedef struct {
     ptrdiff_t count;
     bool native;   /* logits and gradients are of the working type; else they are converted on the way */
-    REAL *scratch; /* classes + LANES numbers, where not native */
-    const void *z[ROW_BATCH];
-    void *grad[ROW_BATCH]; /* NULL: loss only */
-    const REAL *probs[ROW_BATCH];
-    ptrdiff_t y[ROW_BATCH];
+    bool streams;  /* long rows' gradients are written past the caches */
+    REAL *scratch; /* a row of scratch where not native, two where it streams */
+    char *z[ROW_BATCH];
+    char *grad[ROW_BATCH];  /* NULL: loss only */
+    char *probs[ROW_BATCH]; /* not for the fast kernels */
+    int64_t y[ROW_BATCH];
     REAL a[ROW_BATCH], s[ROW_BATCH], g[ROW_BATCH], loss[ROW_BATCH];
 } V(batch);
 
@@ -43,7 +44,7 @@ static INLINE V(finished) V(finish)(const softmax_task *task, V(vec) m, V(vec) z
     const V(vec) one = V(set)(1);
     const V(vec) e_y = V(exp)(V(sub)(z_y, m));
     const V(vec) inverse = V(div)(one, V(add)(rest, e_y));
-    const V(vec) log_sum = V(log1p)(V(add)(rest, V(sub)(e_y, one)));
+    const V(vec) log_sum = V(log1p_inverse)(V(add)(rest, V(sub)(e_y, one)), inverse);
     const V(vec) nll = V(add)(V(sub)(m, z_y), log_sum);
     V(vec) loss = V(mul)(a, V(zero_times)(a, nll));
     V(vec) total = a, extra = V(set)(0);
@@ -87,7 +88,7 @@ static INLINE V(finished) V(finish)(const softmax_task *task, V(vec) m, V(vec) z
 static INLINE const REAL *V(working)(const softmax_task *task, const void *z, ptrdiff_t n, bool native, REAL *block,
                                      V(vec) * max) {
     *max = native ? V(max_block)(z, n) : V(load_block)(z, task->call.logits.dtype, n, -INFINITY, block);
-    return native ? z : block;
+    return native ? (const REAL *)z : block;
 }
 
 /* The maximum of any number of logits. */
@@ -103,16 +104,33 @@ static INLINE REAL V(max_of)(const softmax_task *task, const char *z, ptrdiff_t 
     return V(hmax)(max);
 }
 
-static INLINE void V(row)(const softmax_task *task, V(batch) * batch, ptrdiff_t i, bool native, bool smooth,
-                          bool with_grad) {
-    const ptrdiff_t classes = task->call.classes, y = batch->y[i];
+/* A row whose exponentials are in scratch and whose gradient is still to be streamed. That happens while the next
+ * row's exponentials are made: memory takes the one while it gives the other. */
+typedef struct {
+    REAL *grad; /* NULL: there is none */
+    const REAL *e;
+    REAL factor, shift, target_grad;
+    ptrdiff_t y, done;
+} V(pending);
+
+static INLINE void V(stream_pending)(V(pending) * row, ptrdiff_t end, ptrdiff_t classes) {
+    if (!row->grad) return;
+    row->done = V(stream_scaled)(row->grad, row->done, end, end == classes, row->e, row->factor, row->shift);
+    if (end == classes) row->grad[row->y] = row->target_grad;
+}
+
+/* pending: NULL where the gradient is not streamed. */
+static INLINE void V(row)(const softmax_task *task, V(batch) * batch, ptrdiff_t i, V(pending) * pending, bool native,
+                          bool smooth, bool with_grad) {
+    const ptrdiff_t classes = task->call.classes, y = (ptrdiff_t)batch->y[i];
     const ptrdiff_t in_size = native ? (ptrdiff_t)sizeof(REAL) : dtype_size(task->call.logits.dtype);
     const ptrdiff_t out_size = native ? (ptrdiff_t)sizeof(REAL) : dtype_size(task->call.grad.dtype);
     const char *z = batch->z[i];
     char *grad = batch->grad[i];
-    REAL *kept = !with_grad ? NULL : native ? (REAL *)grad : batch->scratch; /* the exponentials */
-    REAL z_block[BLOCK], e_block[BLOCK];
-    const REAL z_y = native ? ((const REAL *)batch->z[i])[y] : V(load_one)(z + y * in_size, task->call.logits.dtype);
+    REAL *kept = with_grad ? (REAL *)grad : NULL; /* the exponentials */
+    if (with_grad && (!native || pending)) kept = batch->scratch + (pending ? i % 2 * scratch_row(classes) : 0);
+    REAL z_block[BLOCK];
+    const REAL z_y = native ? ((const REAL *)z)[y] : V(load_one)(z + y * in_size, task->call.logits.dtype);
     REAL m = -INFINITY, ref = 0;
     double rest = 0, sum_x = 0;
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
@@ -134,18 +152,22 @@ static INLINE void V(row)(const softmax_task *task, V(batch) * batch, ptrdiff_t 
             if (kept) V(scale_block)(kept, c, (REAL)shrink, 0, NULL);
             ref = m;
         }
-        REAL *e = kept ? kept + c : e_block;
-        V(vec) sum = V(set)(0);
-        V(exp_block)(z_c, e, n, ref, native ? ROW_AHEAD : 0, native && with_grad, smooth ? &sum : NULL);
-        if (y >= c && y < c + n) e[y - c] = 0;
+        REAL *e = kept ? kept + c : NULL;
+        V(vec) sum, x_sum = V(set)(0);
+#define EXP_BLOCK(has_target)                                                                                \
+    V(exp_block)(z_c, e, n, ref, has_target, y - c, native ? ROW_AHEAD : 0, native && with_grad && !pending, \
+                 smooth ? &x_sum : NULL)
+        sum = y >= c && y < c + n ? EXP_BLOCK(true) : EXP_BLOCK(false);
+#undef EXP_BLOCK
         V(acc) acc = V(acc_zero)();
-        V(acc_add)(&acc, V(sum_block)(e, n));
+        V(acc_add)(&acc, sum);
         rest += V(acc_sum)(acc);
         if (smooth) {
             acc = V(acc_zero)();
-            V(acc_add)(&acc, sum);
+            V(acc_add)(&acc, x_sum);
             sum_x += V(acc_sum)(acc);
         }
+        if (pending) V(stream_pending)(pending, c + n, classes);
     }
     const double unit = (ref == m ? 1 : exp((double)ref - m)) * SCALE_DOWN;
     const double distance_sum = smooth ? (double)classes * ((double)m - ref) - sum_x : 0;
@@ -156,6 +178,10 @@ static INLINE void V(row)(const softmax_task *task, V(batch) * batch, ptrdiff_t 
     if (!with_grad) return;
     const REAL factor = (REAL)(V(first_lane)(f.factor) * unit), shift = smooth ? V(first_lane)(f.shift) : 0;
     const REAL target_grad = V(first_lane)(f.target_grad);
+    if (pending) {
+        *pending = (V(pending)){(REAL *)grad, kept, factor, shift, target_grad, y, 0};
+        return;
+    }
     if (native) {
         const ptrdiff_t fetched = classes < FETCHED_ROW ? classes : FETCHED_ROW;
         V(scale_block)(kept, fetched, factor, shift, (const REAL *)z + classes);
@@ -177,7 +203,7 @@ static INLINE void V(row)(const softmax_task *task, V(batch) * batch, ptrdiff_t 
 static INLINE void V(rows)(const softmax_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n, bool native,
                            bool smooth, bool with_grad) {
     const ptrdiff_t classes = task->call.classes;
-    REAL scratch[ONE_BLOCK_ROW], z_y[LANES], m[LANES], stage[LANES][ONE_BLOCK_ROW + LANES];
+    REAL z_y[LANES], m[LANES], stage[LANES][ONE_BLOCK_ROW + LANES];
     const REAL *z[LANES];
     V(vec) reduced[LANES], distances[LANES];
     for (ptrdiff_t r = 0; r < LANES; r++) {
@@ -188,12 +214,10 @@ static INLINE void V(rows)(const softmax_task *task, V(batch) * batch, ptrdiff_t
     const V(vec) max = V(rows_max)(reduced);
     V(store)(m, max);
     for (ptrdiff_t r = 0; r < n; r++) {
-        REAL *e = !native ? stage[r] : with_grad ? batch->grad[first + r] : scratch;
+        REAL *e = !with_grad ? NULL : native ? (REAL *)batch->grad[first + r] : stage[r];
         distances[r] = V(set)(0);
-        V(exp_block)(z[r], e, classes, m[r], native ? LANES * classes : 0, native && with_grad,
-                     smooth ? &distances[r] : NULL);
-        e[batch->y[first + r]] = 0;
-        reduced[r] = V(sum_block)(e, classes);
+        reduced[r] = V(exp_block)(z[r], e, classes, m[r], true, (ptrdiff_t)batch->y[first + r],
+                                  native ? LANES * classes : 0, native && with_grad, smooth ? &distances[r] : NULL);
     }
     for (ptrdiff_t r = n; r < LANES; r++) distances[r] = V(set)(0);
     const V(vec) rest = V(mul)(V(rows_sum)(reduced), V(set)(SCALE_DOWN));
@@ -207,10 +231,10 @@ static INLINE void V(rows)(const softmax_task *task, V(batch) * batch, ptrdiff_t
     V(store)(target_grad, f.target_grad);
     V(store)(shift, f.shift);
     for (ptrdiff_t r = 0; r < n; r++) {
-        const ptrdiff_t y = batch->y[first + r];
+        const ptrdiff_t y = (ptrdiff_t)batch->y[first + r];
         const int dtype = task->call.grad.dtype;
         if (native) {
-            REAL *grad = batch->grad[first + r];
+            REAL *grad = (REAL *)batch->grad[first + r];
             V(scale_block)(grad, classes, factor[r], smooth ? shift[r] : 0, NULL);
             grad[y] = target_grad[r];
         } else {
@@ -349,7 +373,7 @@ static INLINE void V(short_rows)(const softmax_task *task, V(batch) * batch, ptr
         for (ptrdiff_t r = 0; r < LANES; r++) {
             const ptrdiff_t i = first + (from + r < n ? from + r : 0);
             if (!native) V(load_block)(batch->z[i], task->call.logits.dtype, classes, 0, converted[r]);
-            row[r] = native ? batch->z[i] : converted[r];
+            row[r] = native ? (const REAL *)batch->z[i] : converted[r];
             lanes.y[from + r] = (V(index))batch->y[i];
         }
         for (ptrdiff_t c = 0; c < classes; c += LANES)
@@ -366,7 +390,7 @@ static INLINE void V(short_rows)(const softmax_task *task, V(batch) * batch, ptr
         V(store)(batch->loss + first + from, V(load)(lanes.loss + from));
         if (!with_grad) continue;
         REAL *row[LANES];
-        for (ptrdiff_t r = 0; r < rows; r++) row[r] = native ? batch->grad[first + from + r] : converted[r];
+        for (ptrdiff_t r = 0; r < rows; r++) row[r] = native ? (REAL *)batch->grad[first + from + r] : converted[r];
         for (ptrdiff_t c = 0; c < classes; c += LANES)
             V(lanes_to_rows)(tile + from, c, classes - c < LANES ? classes - c : LANES, row, rows);
         for (ptrdiff_t r = 0; !native && r < rows; r++)
@@ -400,8 +424,12 @@ static INLINE void V(index_rows_as)(const softmax_task *task, V(batch) * batch, 
     } else if (classes <= ONE_BLOCK_ROW) {
         for (ptrdiff_t i = 0; i < count; i += LANES)
             V(rows)(task, batch, i, count - i < LANES ? count - i : LANES, native, smooth, with_grad);
+    } else if (native && with_grad && batch->streams) {
+        V(pending) pending = {0};
+        for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, &pending, native, smooth, with_grad);
+        V(stream_pending)(&pending, classes, classes);
     } else {
-        for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, native, smooth, with_grad);
+        for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, NULL, native, smooth, with_grad);
     }
 }
 

@@ -31,6 +31,10 @@ typedef struct {
 /* Gradients of this size and more are written past the caches where their kernel can. */
 #define STREAM_BYTES (64 << 20)
 
+/* Rows a tile that the kernels for long rows would like, and how many tiles there have to be for that. */
+#define STREAMED_ROWS 8
+#define SHARED_TILES 64
+
 /* Numbers past the end of a scratch row that kernels may write: a vector. */
 #define SCRATCH_PADDING 16
 
@@ -69,5 +73,17 @@ static inline ptrdiff_t dtype_size(int dtype) {
             return 1;
     }
 }
+
+/* Whether the gradient is written past the caches: not where it replaces logits that are in them. */
+static inline int streams(const softmax_task *task) {
+    const fl_array *logits = &task->call.logits, *grad = &task->call.grad;
+    const ptrdiff_t size = dtype_size(grad->dtype);
+    return grad->data && grad->data != logits->data && grad->dtype == logits->dtype &&
+           (grad->dtype == FL_F32 || grad->dtype == FL_F64) && (uintptr_t)grad->data % (size_t)size == 0 &&
+           task->rows * task->call.classes * size >= STREAM_BYTES;
+}
+
+/* Numbers of the working type in a row of scratch. */
+static inline ptrdiff_t scratch_row(ptrdiff_t classes) { return classes + SCRATCH_PADDING; }
 
 #endif

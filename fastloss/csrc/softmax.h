@@ -130,11 +130,11 @@ static INLINE void V(weights_block)(const softmax_task *task, const REAL *probs,
 /* One row whose classes are contiguous. */
 static void V(any_row)(const softmax_task *task, V(batch) * batch, ptrdiff_t i) {
     const fl_cross_entropy_call *call = &task->call;
-    const ptrdiff_t classes = call->classes, y = batch->y[i];
+    const ptrdiff_t classes = call->classes, y = (ptrdiff_t)batch->y[i];
     const ptrdiff_t in_size = dtype_size(call->logits.dtype), out_size = dtype_size(call->grad.dtype);
     const char *z = batch->z[i];
     char *out = batch->grad[i];
-    const REAL *probs = batch->probs[i];
+    const REAL *probs = (const REAL *)batch->probs[i];
     const bool weighted = probs || call->label_smoothing > 0;
     const V(vec) zero = V(set)(0);
     REAL block[BLOCK], weights[BLOCK];

@@ -37,3 +37,19 @@ static inline bool is_ignored(const fl_cross_entropy_call *call, int64_t target)
 static inline ptrdiff_t position(const fl_array *array, ptrdiff_t i0, ptrdiff_t i1) {
     return i0 * array->stride[0] + i1 * array->stride[1];
 }
+
+/* Where n outer positions begin, from number `first` on; NULL for an array that there is not. */
+static inline void locate(const fl_array *array, ptrdiff_t n1, ptrdiff_t first, ptrdiff_t n, char **where) {
+    if (!array->data) {
+        memset(where, 0, (size_t)n * sizeof *where);
+        return;
+    }
+    const ptrdiff_t size = dtype_size(array->dtype), step = array->stride[1] * size;
+    ptrdiff_t i0 = first / n1, i1 = first % n1;
+    for (ptrdiff_t done = 0; done < n; i0++, i1 = 0) {
+        const ptrdiff_t count = n1 - i1 < n - done ? n1 - i1 : n - done;
+        char *p = (char *)array->data + position(array, i0, i1) * size;
+        for (ptrdiff_t k = 0; k < count; k++) where[done + k] = p + k * step;
+        done += count;
+    }
+}

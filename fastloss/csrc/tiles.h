@@ -77,8 +77,8 @@ static void V(any_short_rows)(const softmax_task *task, V(batch) * batch) {
             const ptrdiff_t i = first + (r < n ? r : 0);
             V(load_block)(batch->z[i], call->logits.dtype, classes, 0, row);
             for (ptrdiff_t c = 0; c < classes; c++) tile[c * LANES + r] = row[c];
-            if (batch->probs[i])
-                for (ptrdiff_t c = 0; c < classes; c++) probs[c * LANES + r] = batch->probs[i][c];
+            const REAL *probs_row = (const REAL *)batch->probs[i];
+            for (ptrdiff_t c = 0; probs_row && c < classes; c++) probs[c * LANES + r] = probs_row[c];
             lanes.y[r] = (V(index))batch->y[i];
             lanes.a[r] = batch->a[i];
             lanes.s[r] = batch->s[i];
@@ -109,46 +109,45 @@ static INLINE double V(sum_losses)(const REAL *loss, ptrdiff_t n) {
 /* Classes contiguous: rows [first, end). */
 static int V(row_tile)(const softmax_task *task, ptrdiff_t first, ptrdiff_t end, REAL *scratch, double *loss) {
     const fl_cross_entropy_call *call = &task->call;
-    REAL stage[STAGE + LANES];
-    if (!scratch && call->classes <= STAGE) scratch = stage;
-    const bool native = V(is_native)(task), plain = V(is_plain)(task) && (native || scratch);
-    const ptrdiff_t in_size = dtype_size(call->logits.dtype), out_size = dtype_size(call->grad.dtype);
-    const bool same_factors = V(same_factors)(task);
+    REAL stage[STAGE];
+    const bool native = V(is_native)(task), same_factors = V(same_factors)(task);
+    bool streamed = native && streams(task);
+    if (!scratch && scratch_row(call->classes) * (streamed ? 2 : 1) <= STAGE) scratch = stage;
+    streamed = streamed && scratch;
+    const bool plain = V(is_plain)(task) && (native || scratch);
+    const ptrdiff_t out_size = dtype_size(call->grad.dtype);
     REAL *losses = call->losses;
     double sum = 0;
     V(batch) batch;
+    batch.native = native;
+    batch.streams = streamed;
+    batch.scratch = scratch;
     for (ptrdiff_t i = 0; i < (end - first < ROW_BATCH ? end - first : ROW_BATCH); i++)
         V(target_factors)(task, 0, call->target && same_factors ? 0 : NO_INDEX, &batch.a[i], &batch.s[i], &batch.g[i]);
     for (ptrdiff_t from = first; from < end; from += ROW_BATCH) {
         const ptrdiff_t n = end - from < ROW_BATCH ? end - from : ROW_BATCH;
-        int64_t y[ROW_BATCH];
-        ptrdiff_t row[ROW_BATCH];
-        if (!V(target_classes)(task, from, n, y)) return FL_ERROR_INDEX;
-        batch.count = 0;
-        batch.native = native;
-        batch.scratch = scratch;
-        ptrdiff_t i0 = from / call->n[1], i1 = from % call->n[1];
-        for (ptrdiff_t i = 0; i < n; i++) {
-            const ptrdiff_t k = batch.count;
-            row[k] = from + i;
-            batch.z[k] = (const char *)call->logits.data + position(&call->logits, i0, i1) * in_size;
-            batch.grad[k] = NULL;
-            if (call->grad.data) batch.grad[k] = (char *)call->grad.data + position(&call->grad, i0, i1) * out_size;
-            batch.probs[k] = call->target_probs.data;
-            if (batch.probs[k]) batch.probs[k] += position(&call->target_probs, i0, i1);
-            batch.y[k] = (ptrdiff_t)y[i];
-            if (++i1 == call->n[1]) {
-                i1 = 0;
-                i0++;
-            }
-            if (y[i] == -1) {
-                if (batch.grad[k]) memset(batch.grad[k], 0, (size_t)(call->classes * out_size));
+        if (!V(target_classes)(task, from, n, batch.y)) return FL_ERROR_INDEX;
+        locate(&call->logits, call->n[1], from, n, batch.z);
+        locate(&call->grad, call->n[1], from, n, batch.grad);
+        if (!plain) locate(&call->target_probs, call->n[1], from, n, batch.probs);
+        ptrdiff_t row[ROW_BATCH], ignored = 0;
+        for (ptrdiff_t i = 0; i < n; i++) ignored += batch.y[i] == -1;
+        batch.count = n - ignored;
+        for (ptrdiff_t i = 0, k = 0; ignored > 0 && i < n; i++) {
+            if (batch.y[i] == -1) {
+                if (batch.grad[i]) memset(batch.grad[i], 0, (size_t)(call->classes * out_size));
                 if (losses) losses[from + i] = 0;
                 continue;
             }
-            if (!same_factors) V(target_factors)(task, from + i, batch.y[k], &batch.a[k], &batch.s[k], &batch.g[k]);
-            batch.count++;
+            batch.z[k] = batch.z[i];
+            batch.grad[k] = batch.grad[i];
+            if (!plain) batch.probs[k] = batch.probs[i];
+            batch.y[k] = batch.y[i];
+            row[k++] = i;
         }
+        for (ptrdiff_t k = 0; !same_factors && k < batch.count; k++)
+            V(target_factors)(task, from + (ignored ? row[k] : k), (ptrdiff_t)batch.y[k], &batch.a[k], &batch.s[k],
+                              &batch.g[k]);
         if (plain)
             V(index_rows)(task, &batch);
         else if (call->classes <= SHORT_ROW)
@@ -156,9 +155,9 @@ static int V(row_tile)(const softmax_task *task, ptrdiff_t first, ptrdiff_t end,
         else
             for (ptrdiff_t k = 0; k < batch.count; k++) V(any_row)(task, &batch, k);
         sum += V(sum_losses)(batch.loss, batch.count);
-        if (losses)
-            for (ptrdiff_t k = 0; k < batch.count; k++) losses[row[k]] = batch.loss[k];
+        for (ptrdiff_t k = 0; losses && k < batch.count; k++) losses[from + (ignored ? row[k] : k)] = batch.loss[k];
     }
+    if (streamed) vec_fence();
     *loss = sum;
     return FL_OK;
 }
@@ -183,7 +182,7 @@ static int V(lane_tile)(const softmax_task *task, ptrdiff_t outer, ptrdiff_t fir
     const ptrdiff_t step = width > 0 ? width : LANE_TARGETS;
     const bool plain = V(is_plain)(task) && (width > 0 || V(is_native)(task));
     const bool same_factors = V(same_factors)(task);
-    const bool streams = width > 0 && call->grad.dtype == NATIVE && task->rows * classes * out_size >= STREAM_BYTES;
+    const bool streamed = width > 0 && streams(task);
     double sum = 0;
     V(lane_batch) batch;
     for (ptrdiff_t i = 0; i < LANE_TARGETS; i++)
@@ -235,13 +234,13 @@ static int V(lane_tile)(const softmax_task *task, ptrdiff_t outer, ptrdiff_t fir
             if (losses) memcpy(losses + row, batch.loss, (size_t)n * sizeof *losses);
         }
         for (ptrdiff_t c = 0; width > 0 && grad && c < classes; c++) {
-            if (streams)
-                V(stream_block)((REAL *)(grad + c * out_stride) + from, count, stage + c * width);
+            if (streamed)
+                V(stream_scaled)((REAL *)(grad + c * out_stride) + from, 0, count, true, stage + c * width, 1, 0);
             else
                 V(store_block)(grad + c * out_stride + from * out_size, call->grad.dtype, count, stage + c * width);
         }
     }
-    if (streams) vec_fence();
+    if (streamed) vec_fence();
     *loss = sum;
     return FL_OK;
 }

@@ -114,12 +114,12 @@ static INLINE V(vec) V(exp_and_rest)(V(vec) x, V(vec) * rest) {
     return V(fma)(tail, power, power);
 }
 
-/* log(1 + x) for finite x > -1/2. 1 + x = u + c with u rounded; u = 2^k (1 + f). */
-static INLINE V(vec) V(log1p)(V(vec) x) {
+/* log(1 + x) for finite x > -1/2, where 1 / (1 + x) is known. 1 + x = u + c with u rounded; u = 2^k (1 + f). */
+static INLINE V(vec) V(log1p_inverse)(V(vec) x, V(vec) inverse) {
     const V(vec) one = V(set)(1);
     const V(vec) u = V(add)(one, x);
     const V(vec) x_in_u = V(sub)(u, one);
-    const V(vec) c = V(div)(V(add)(V(sub)(one, V(sub)(u, x_in_u)), V(sub)(x, x_in_u)), u);
+    const V(vec) c = V(mul)(V(add)(V(sub)(one, V(sub)(u, x_in_u)), V(sub)(x, x_in_u)), inverse);
     const V(int) shifted = V(int_add)(V(bits)(u), V(int_set)(LOG_ONE - LOG_SQRT_HALF));
     const V(vec) k = V(sub)(V(exponent)(shifted), V(set)(EXP_BIAS));
     const V(int) mantissa = V(int_add)(V(int_and)(shifted, V(int_set)(LOG_MANTISSA)), V(int_set)(LOG_SQRT_HALF));
@@ -132,6 +132,8 @@ static INLINE V(vec) V(log1p)(V(vec) x) {
     /* NaN has no exponent to split off: x - x keeps it. */
     return V(add)(log_u, V(sub)(x, x));
 }
+
+static INLINE V(vec) V(log1p)(V(vec) x) { return V(log1p_inverse)(x, V(div)(V(set)(1), V(add)(V(set)(1), x))); }
 
 #if WORKING_TYPE == 32
 /* log(1 + u) for u in [0, 1], as u - u^2 Q(u): fewer operations than f_log1p, and no division. */
