@@ -375,10 +375,10 @@ def test_more_elements_than_32_bits_count():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("dtype", "classes"), [(np.float32, 300), (np.float32, 32771), (np.float64, 5003)])
 def test_large_gradients_of_rows(engine, dtype, classes, smoothing):
-    """Above 64 MiB those of long rows are written past the caches, one row behind: the same bits as in pieces."""
+    """Above 32 MiB those of long rows are written past the caches, one row behind: the same bits as in pieces."""
     if engine == "reference":
         pytest.skip("knows no caches")
-    rows = (64 << 20) // (classes * np.dtype(dtype).itemsize) + 3
+    rows = (32 << 20) // (classes * np.dtype(dtype).itemsize) + 3
     rng = np.random.default_rng(RNG_SEED)
     logits = rng.normal(0, 3, (rows, classes)).astype(dtype)
     logits[::7, classes // 2] += 40  # the reference moves in the middle of the row
@@ -399,11 +399,11 @@ def test_large_gradients_of_rows(engine, dtype, classes, smoothing):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_large_gradients_in_front_of_positions(engine, dtype):
-    """Above 64 MiB they are written past the caches, in whole vectors but for the ends of each line."""
+    """Above 32 MiB they are written past the caches, in whole vectors but for the ends of each line."""
     if engine == "reference":
         pytest.skip("knows no caches")
     classes = 21
-    inner = (64 << 20) // (classes * np.dtype(dtype).itemsize) + 5
+    inner = (32 << 20) // (classes * np.dtype(dtype).itemsize) + 5
     rng = np.random.default_rng(RNG_SEED)
     logits = np.broadcast_to(rng.normal(0, 2, (1, classes, 1)), (1, classes, inner)).astype(dtype)
     logits += rng.normal(0, 1, inner).astype(dtype)

@@ -156,7 +156,7 @@ size_t fl_cross_entropy_scratch(const fl_cross_entropy_call *call) {
     if (cross_entropy_task(call, &task) != FL_OK) return 0;
     const bool half = task.call.logits.dtype == FL_F16 || task.call.logits.dtype == FL_BF16;
     const size_t row = (size_t)scratch_row(task.call.classes) * (is_double(task.call.logits.dtype) ? 8 : 4);
-    return half ? row : streams(&task) && task.call.inner == 1 ? 2 * row : 0;
+    return streams_softmax(&task) && task.call.inner == 1 ? 2 * row : half ? row : 0;
 }
 
 int fl_cross_entropy_tile(const fl_cross_entropy_call *call, ptrdiff_t tile, void *scratch, double *loss) {

@@ -11,13 +11,12 @@ typedef struct {
     V(vec) w, p, smoothing_rest, smoothing_half;
 } V(bce_options);
 
-static INLINE V(vec) V(bce)(V(vec) z, V(vec) y, V(vec) w, V(vec) p, V(vec) g, V(vec) * grad) {
+static INLINE V(vec) V(bce)(V(vec) z, V(vec) u, V(vec) y, V(vec) w, V(vec) p, V(vec) g, V(vec) * grad) {
     const V(vec) zero = V(set)(0), one = V(set)(1);
     const V(vec) positive = V(mul)(p, y), negative = V(sub)(one, y);
     const V(mask) below = V(lt)(z, zero);
     const V(vec) far = V(select)(below, positive, negative), near = V(select)(below, negative, positive);
     const V(vec) distance = V(abs)(z);
-    const V(vec) u = V(exp)(V(sub)(zero, distance));
     const V(vec) linear = V(zero_where)(V(eq)(far, zero), V(mul)(far, distance));
     const V(vec) loss = V(fma)(V(add)(far, near), V(log1p_unit)(u), linear);
     if (grad) {
@@ -100,14 +99,22 @@ static INLINE double V(bce_block)(const bce_task *task, const REAL *z, const REA
     const V(vec) ignore_value = V(set)((REAL)task->call.ignore_value);
     V(vec) sum = zero;
     V(acc) acc = V(acc_zero)();
+    /* A loop of its own: each step of an exponential waits for the one before, so what counts is how many of them the
+     * CPU sees at once, and it looks a fixed number of instructions ahead. */
+    REAL u[BLOCK];
+    for (ptrdiff_t i = 0; i < n; i += LANES) {
+        V(prefetch)(z + i + ROW_AHEAD, false);
+        V(prefetch)(y + i + ROW_AHEAD, false);
+        V(store)(u + i, V(exp)(V(sub)(zero, V(abs)(V(load)(z + i)))));
+    }
     for (ptrdiff_t i = 0; i < n; i += LANES) {
         const V(vec) target = V(load)(y + i);
         const V(vec) label = smooth ? V(fma)(target, rest, half) : target;
         const V(vec) g = grad_output ? V(mul)(scale, V(load)(grad_output + i)) : scale;
         V(vec) slope;
         V(vec)
-        loss =
-            V(bce)(V(load)(z + i), label, w ? V(load)(w + i) : one, p ? V(load)(p + i) : one, g, grad ? &slope : NULL);
+        loss = V(bce)(V(load)(z + i), V(load)(u + i), label, w ? V(load)(w + i) : one, p ? V(load)(p + i) : one, g,
+                      grad ? &slope : NULL);
         if (ignores) {
             const V(mask) ignored = V(eq)(target, ignore_value);
             loss = V(zero_where)(ignored, loss);
@@ -137,6 +144,7 @@ static void V(bce_tile)(const bce_task *task, ptrdiff_t tile, double *loss) {
     const ptrdiff_t out_size = dtype_size(call->grad_dtype);
     REAL z_block[BLOCK], y_block[BLOCK], w_block[BLOCK], p_block[BLOCK], g_block[BLOCK], grad_block[BLOCK],
         loss_block[BLOCK];
+    const bool streamed = streams(call->logits, grad, call->grad_dtype, task->elements);
     double sum = 0;
     for (ptrdiff_t from = first; from < end; from += BLOCK) {
         const ptrdiff_t n = end - from < BLOCK ? end - from : BLOCK;
@@ -155,7 +163,9 @@ static void V(bce_tile)(const bce_task *task, ptrdiff_t tile, double *loss) {
             V(load_block)(grad_output + from, NATIVE, n, 0, g_block);
             go = g_block;
         }
-        REAL *slope = !grad ? NULL : whole && call->grad_dtype == NATIVE ? (REAL *)grad + from : grad_block;
+        REAL *slope = !grad                                              ? NULL
+                      : whole && call->grad_dtype == NATIVE && !streamed ? (REAL *)grad + from
+                                                                         : grad_block;
         REAL *each = !losses ? NULL : whole ? losses + from : loss_block;
         const bool plain = !call->weight.data && !call->pos_weight.data && !go && !each && !smooth && !ignores && whole;
         if (plain) {
@@ -174,9 +184,17 @@ static void V(bce_tile)(const bce_task *task, ptrdiff_t tile, double *loss) {
             for (ptrdiff_t i = n; i % LANES; i++) w_block[i] = p_block[i] = 0; /* the padding adds nothing */
             sum += V(bce_block)(task, z, y, w_block, p, go, slope, each, n + (-n & (LANES - 1)), smooth, ignores);
         }
-        if (slope == grad_block) V(store_block)(grad + from * out_size, call->grad_dtype, n, grad_block);
+        if (streamed) {
+            const bool native = call->grad_dtype == NATIVE;
+            REAL converted[BLOCK];
+            if (!native) V(store_block)(converted, call->grad_dtype, n, grad_block);
+            V(stream_block)(grad + from * out_size, native ? grad_block : converted, n, out_size);
+        } else if (slope == grad_block) {
+            V(store_block)(grad + from * out_size, call->grad_dtype, n, grad_block);
+        }
         if (each == loss_block) memcpy(losses + from, loss_block, (size_t)n * sizeof *losses);
     }
+    if (streamed) vec_fence();
     *loss = sum;
 }
 

@@ -74,8 +74,8 @@ static INLINE V(vec) V(exp_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref,
     }
     if (i < n) {
         const V(vec) x = V(sub)(V(load_part)(z + i, n - i, -INFINITY), r);
+        if (sum_x) xs = V(add)(xs, V(sub)(V(load_part)(z + i, n - i, ref), r)); /* before e replaces z */
         sum1 = V(add)(sum1, V(exp_step)(x, e ? e + i : NULL, n - i, has_target, y - i));
-        if (sum_x) xs = V(add)(xs, V(sub)(V(load_part)(z + i, n - i, ref), r));
     }
     if (sum_x) *sum_x = V(add)(*sum_x, xs);
     return V(add)(sum0, sum1);
@@ -241,6 +241,18 @@ static INLINE void V(store_block)(void *p, int dtype, ptrdiff_t n, const REAL *b
         for (; i + LANES <= n; i += LANES) V(store_as)(to + i * size, D, V(load)(block + i));
         if (i < n) V(store_part_as)(to + i * size, D, V(load_part)(block + i, n - i, 0), n - i);
     })
+}
+
+/* A copy of a block past the caches; both are aligned for their type, and no line is shared but at the ends. */
+static INLINE void V(stream_block)(void *p, const void *block, ptrdiff_t n, ptrdiff_t size) {
+    char *to = p;
+    const char *from = block;
+    ptrdiff_t bytes = n * size, head = -(uintptr_t)p & (VEC_BYTES - 1);
+    if (head > bytes) head = bytes;
+    memcpy(to, from, (size_t)head);
+    for (; head + VEC_BYTES <= bytes; head += VEC_BYTES)
+        f_stream((float *)(to + head), f_load((const float *)(from + head)));
+    memcpy(to + head, from + head, (size_t)(bytes - head));
 }
 
 static INLINE REAL V(load_one)(const void *p, int dtype) { return V(first_lane)(V(load_part_as)(p, dtype, 1)); }

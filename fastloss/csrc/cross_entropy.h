@@ -107,16 +107,27 @@ static INLINE REAL V(max_of)(const softmax_task *task, const char *z, ptrdiff_t 
 /* A row whose exponentials are in scratch and whose gradient is still to be streamed. That happens while the next
  * row's exponentials are made: memory takes the one while it gives the other. */
 typedef struct {
-    REAL *grad; /* NULL: there is none */
+    char *grad; /* NULL: there is none */
     const REAL *e;
     REAL factor, shift, target_grad;
     ptrdiff_t y, done;
 } V(pending);
 
-static INLINE void V(stream_pending)(V(pending) * row, ptrdiff_t end, ptrdiff_t classes) {
+static INLINE void V(stream_pending)(const softmax_task *task, V(pending) * row, ptrdiff_t end, bool native) {
     if (!row->grad) return;
-    row->done = V(stream_scaled)(row->grad, row->done, end, end == classes, row->e, row->factor, row->shift);
-    if (end == classes) row->grad[row->y] = row->target_grad;
+    const ptrdiff_t classes = task->call.classes;
+    const int dtype = task->call.grad.dtype;
+    if (native)
+        row->done =
+            V(stream_scaled)((REAL *)row->grad, row->done, end, end == classes, row->e, row->factor, row->shift);
+    while (!native && row->done < end) {
+        REAL block[BLOCK];
+        const ptrdiff_t n = end - row->done < BLOCK ? end - row->done : BLOCK;
+        V(store_scaled)(block, dtype, n, row->e + row->done, row->factor, row->shift);
+        V(stream_block)(row->grad + row->done * dtype_size(dtype), block, n, dtype_size(dtype));
+        row->done += n;
+    }
+    if (end == classes) V(store_one)(row->grad + row->y * dtype_size(dtype), dtype, row->target_grad);
 }
 
 /* pending: NULL where the gradient is not streamed. */
@@ -167,7 +178,7 @@ static INLINE void V(row)(const softmax_task *task, V(batch) * batch, ptrdiff_t 
             V(acc_add)(&acc, x_sum);
             sum_x += V(acc_sum)(acc);
         }
-        if (pending) V(stream_pending)(pending, c + n, classes);
+        if (pending) V(stream_pending)(task, pending, c + n, native);
     }
     const double unit = (ref == m ? 1 : exp((double)ref - m)) * SCALE_DOWN;
     const double distance_sum = smooth ? (double)classes * ((double)m - ref) - sum_x : 0;
@@ -179,7 +190,7 @@ static INLINE void V(row)(const softmax_task *task, V(batch) * batch, ptrdiff_t 
     const REAL factor = (REAL)(V(first_lane)(f.factor) * unit), shift = smooth ? V(first_lane)(f.shift) : 0;
     const REAL target_grad = V(first_lane)(f.target_grad);
     if (pending) {
-        *pending = (V(pending)){(REAL *)grad, kept, factor, shift, target_grad, y, 0};
+        *pending = (V(pending)){grad, kept, factor, shift, target_grad, y, 0};
         return;
     }
     if (native) {
@@ -424,10 +435,10 @@ static INLINE void V(index_rows_as)(const softmax_task *task, V(batch) * batch, 
     } else if (classes <= ONE_BLOCK_ROW) {
         for (ptrdiff_t i = 0; i < count; i += LANES)
             V(rows)(task, batch, i, count - i < LANES ? count - i : LANES, native, smooth, with_grad);
-    } else if (native && with_grad && batch->streams) {
+    } else if (with_grad && batch->streams) {
         V(pending) pending = {0};
         for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, &pending, native, smooth, with_grad);
-        V(stream_pending)(&pending, classes, classes);
+        V(stream_pending)(task, &pending, classes, native);
     } else {
         for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, NULL, native, smooth, with_grad);
     }

@@ -29,7 +29,7 @@ typedef struct {
 #define TILE_ELEMENTS 32768
 
 /* Gradients of this size and more are written past the caches where their kernel can. */
-#define STREAM_BYTES (64 << 20)
+#define STREAM_BYTES (32 << 20)
 
 /* Rows a tile that the kernels for long rows would like, and how many tiles there have to be for that. */
 #define STREAMED_ROWS 8
@@ -74,13 +74,15 @@ static inline ptrdiff_t dtype_size(int dtype) {
     }
 }
 
-/* Whether the gradient is written past the caches: not where it replaces logits that are in them. */
-static inline int streams(const softmax_task *task) {
-    const fl_array *logits = &task->call.logits, *grad = &task->call.grad;
-    const ptrdiff_t size = dtype_size(grad->dtype);
-    return grad->data && grad->data != logits->data && grad->dtype == logits->dtype &&
-           (grad->dtype == FL_F32 || grad->dtype == FL_F64) && (uintptr_t)grad->data % (size_t)size == 0 &&
-           task->rows * task->call.classes * size >= STREAM_BYTES;
+/* Whether a gradient is written past the caches: not where it replaces logits that are in them. */
+static inline int streams(const void *logits, const void *grad, int dtype, ptrdiff_t elements) {
+    const ptrdiff_t size = dtype_size(dtype);
+    return grad && grad != logits && (uintptr_t)grad % (size_t)size == 0 && elements * size >= STREAM_BYTES;
+}
+
+static inline int streams_softmax(const softmax_task *task) {
+    const fl_array *grad = &task->call.grad;
+    return streams(task->call.logits.data, grad->data, grad->dtype, task->rows * task->call.classes);
 }
 
 /* Numbers of the working type in a row of scratch. */

@@ -111,7 +111,7 @@ static int V(row_tile)(const softmax_task *task, ptrdiff_t first, ptrdiff_t end,
     const fl_cross_entropy_call *call = &task->call;
     REAL stage[STAGE];
     const bool native = V(is_native)(task), same_factors = V(same_factors)(task);
-    bool streamed = native && streams(task);
+    bool streamed = streams_softmax(task);
     if (!scratch && scratch_row(call->classes) * (streamed ? 2 : 1) <= STAGE) scratch = stage;
     streamed = streamed && scratch;
     const bool plain = V(is_plain)(task) && (native || scratch);
@@ -182,7 +182,7 @@ static int V(lane_tile)(const softmax_task *task, ptrdiff_t outer, ptrdiff_t fir
     const ptrdiff_t step = width > 0 ? width : LANE_TARGETS;
     const bool plain = V(is_plain)(task) && (width > 0 || V(is_native)(task));
     const bool same_factors = V(same_factors)(task);
-    const bool streamed = width > 0 && streams(task);
+    const bool streamed = width > 0 && call->grad.dtype == NATIVE && streams_softmax(task);
     double sum = 0;
     V(lane_batch) batch;
     for (ptrdiff_t i = 0; i < LANE_TARGETS; i++)
