@@ -193,7 +193,11 @@ def test_interrupting_ends_with_a_sentence(corpus, tmp_path, capsys, monkeypatch
         signal.raise_signal(signal.SIGINT)  # as Ctrl-C does, in the middle of a step
 
     monkeypatch.setattr(demo, "fastloss_loss", interrupted)
-    assert demo.main(["--corpus", str(corpus), "--plot", str(tmp_path / "c.png"), *SMALL]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        assert demo.main(["--corpus", str(corpus), "--plot", str(tmp_path / "c.png"), *SMALL]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.endswith("\nfastloss demo: interrupted, stopped without a result.\n")
 
 

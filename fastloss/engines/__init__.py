@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import warnings
 from types import ModuleType
 
 NAMES = ("cython", "numba", "reference")
 
-_MODULES = {"cython": "fastloss.engines._cython", "reference": "fastloss.engines.reference"}
+_MODULES = {
+    "cython": "fastloss.engines._cython",
+    "numba": "fastloss.engines._numba",
+    "reference": "fastloss.engines.reference",
+}
 
 _loaded: dict[str, ModuleType] = {}
 _reasons: dict[str, str] = {}
@@ -23,7 +28,7 @@ def engines() -> tuple[str, ...]:
     >>> "reference" in fl.engines()
     True
     """
-    return tuple(name for name in NAMES if _load(name) is not None)
+    return tuple(name for name in NAMES if _is_there(name))
 
 
 def set_engine(name: str | None) -> None:
@@ -60,13 +65,15 @@ def _default() -> ModuleType:
     name = os.environ.get("FASTLOSS_ENGINE")
     if name:
         return _named(name, "FASTLOSS_ENGINE")
-    if engines() == ("reference",):
+    best = next(name for name in NAMES if _load(name) is not None)
+    if best != "cython":
+        slowness = {"numba": "Numba engine, which compiles at first use", "reference": "slow reference engine"}[best]
         warnings.warn(
-            f"fastloss runs on its slow reference engine, because the compiled one is missing: {_reasons['cython']}",
+            f"fastloss runs on its {slowness}, because the compiled one is missing: {_reasons['cython']}",
             RuntimeWarning,
             stacklevel=3,
         )
-    return get(engines()[0])
+    return get(best)
 
 
 def _named(name: str, source: str) -> ModuleType:
@@ -79,18 +86,26 @@ def _named(name: str, source: str) -> ModuleType:
     return module
 
 
+def _is_there(name: str) -> bool:
+    """Whether an engine can be loaded. Numba takes long to import, so whether it is installed has to do."""
+    if name in _loaded or name in _reasons or name != "numba":
+        return _load(name) is not None
+    if importlib.util.find_spec("numba") is None:
+        _reasons[name] = "Numba is not installed: pip install 'fastloss[numba]'"
+        return False
+    return True
+
+
 def _load(name: str) -> ModuleType | None:
     if name in _loaded:
         return _loaded[name]
     if name in _reasons:
         return None
-    if name not in _MODULES:
-        _reasons[name] = "this version has no such engine"
-        return None
     try:
         module = importlib.import_module(_MODULES[name])
     except ImportError as error:  # and no ValueError: another engine in its place would hide a bad FASTLOSS_ISA
-        _reasons[name] = str(error)
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "numba"
+        _reasons[name] = "Numba is not installed: pip install 'fastloss[numba]'" if missing else str(error)
         return None
     _loaded[name] = module
     return module

@@ -1,0 +1,288 @@
+"""exp, log1p and relatives for Numba kernels, in float32 and float64, from arithmetic that LLVM makes vectors of.
+
+Numba lowers np.exp to a call a number; a loop over these functions becomes vector code instead. The methods and the
+coefficients are those of csrc/vector_math.h (made by csrc/minimax.py). All works in the type of the first argument:
+numbers beside it are taken in that type, instead of widening it to float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+# For what other kernels call. Divisions by 0 give infinities: the check for them would keep loops from being vectors.
+INLINE = {"forceinline": True, "error_model": "numpy"}
+
+
+def _llvm(real: Any) -> Any:
+    return ir.FloatType() if real == types.float32 else ir.DoubleType()
+
+
+def _layout(real: Any) -> tuple[int, int, int]:
+    """Bits, bits of the mantissa, and bias of the exponent."""
+    return (32, 23, 127) if real == types.float32 else (64, 52, 1023)
+
+
+def _constant(single: float, double: float) -> Any:
+    """A function that gives a number in the type of its argument."""
+
+    @intrinsic
+    def constant(typing_context: Any, like: Any) -> Any:
+        value = single if like == types.float32 else double
+        return like(like), lambda context, builder, signature, args: _llvm(like)(value)
+
+    return constant
+
+
+def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    kind = ir.FunctionType(a.type, [a.type] * 3)
+    return builder.call(builder.module.declare_intrinsic("llvm.fmuladd", [a.type], kind), [a, b, c])
+
+
+def _polynomial(single: Sequence[str], double: Sequence[str]) -> Any:
+    """A function that evaluates a polynomial, its coefficients given from the highest power down to the constant."""
+
+    @intrinsic
+    def polynomial(typing_context: Any, x: Any) -> Any:
+        coefficients = [float.fromhex(text) for text in (single if x == types.float32 else double)]
+
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            value = args[0].type(coefficients[0])
+            for coefficient in coefficients[1:]:
+                value = _fused(builder, value, args[0], args[0].type(coefficient))
+            return value
+
+        return x(x), code
+
+    return polynomial
+
+
+@intrinsic
+def as_real(typing_context: Any, value: Any, like: Any) -> Any:
+    """value in the type of `like`."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.cast(builder, args[0], signature.args[0], signature.return_type)
+
+    return like(types.unliteral(value), like), code
+
+
+@intrinsic
+def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once where the CPU has an instruction for it."""
+    return a(a, a, a), lambda context, builder, signature, args: _fused(builder, *args)
+
+
+@intrinsic
+def _power_of_two(typing_context: Any, t: Any) -> Any:
+    """2^n, from t = n + bias + 1.5 * 2^mantissa bits: n and the bias stand in the low bits of t."""
+    bits, mantissa, _ = _layout(t)
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        integer = ir.IntType(bits)
+        return builder.bitcast(builder.shl(builder.bitcast(args[0], integer), integer(mantissa)), _llvm(t))
+
+    return t(t), code
+
+
+@intrinsic
+def _log_split(typing_context: Any, u: Any) -> Any:
+    """(k, m) with u = 2^k m, m in [sqrt(1/2), sqrt(2))."""
+    bits, mantissa, bias = _layout(u)
+    sqrt_half, one = (0x3F3504F3, 0x3F800000) if bits == 32 else (0x3FE6A09E667F3BCD, 0x3FF0000000000000)
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        integer = ir.IntType(bits)
+        shifted = builder.add(builder.bitcast(args[0], integer), integer(one - sqrt_half))
+        exponent = builder.sub(builder.ashr(shifted, integer(mantissa)), integer(bias))
+        rest = builder.add(builder.and_(shifted, integer((1 << mantissa) - 1)), integer(sqrt_half))
+        values = [builder.sitofp(exponent, _llvm(u)), builder.bitcast(rest, _llvm(u))]
+        return context.make_tuple(builder, signature.return_type, values)
+
+    return types.UniTuple(u, 2)(u), code
+
+
+def _reordered(builder: Any, value: Any, bits: int) -> Any:
+    """Negative numbers' magnitude bits the other way round, and back."""
+    integer = ir.IntType(bits)
+    sign = builder.ashr(value, integer(bits - 1))
+    return builder.xor(value, builder.and_(sign, integer((1 << (bits - 1)) - 1)))
+
+
+@intrinsic
+def ordered_bits(typing_context: Any, x: Any) -> Any:
+    """An integer that compares as x does, with NaN beyond the infinities.
+
+    LLVM makes vectors of a loop for the largest integer, but not of one for the largest float that may be NaN.
+    """
+    bits, _, _ = _layout(x)
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _reordered(builder, builder.bitcast(args[0], ir.IntType(bits)), bits)
+
+    return (types.int32 if bits == 32 else types.int64)(x), code
+
+
+@intrinsic
+def from_ordered_bits(typing_context: Any, value: Any) -> Any:
+    """What ordered_bits was made from."""
+    real = types.float32 if value.bitwidth == 32 else types.float64
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(_reordered(builder, args[0], value.bitwidth), _llvm(real))
+
+    return real(value), code
+
+
+@intrinsic
+def wide_vectors(typing_context: Any) -> Any:
+    """Has the function that calls this use all of a vector register, as AVX-512 code does not by default.
+
+    It then stays a function of its own: what it was inlined into would decide.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        attributes = builder.function.attributes
+        attributes.discard("alwaysinline")
+        attributes.add("noinline")
+        set.add(attributes, '"prefer-vector-width"="512"')  # add() itself knows no attributes of targets
+        return context.get_dummy_value()
+
+    return types.none(), code
+
+
+@intrinsic
+def prefetch(typing_context: Any, array: Any, i: Any) -> Any:
+    """Asks for the cache line of array[i], which may lie past the end."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), cgutils.voidptr_t)
+        int32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, int32, int32, int32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [pointer, int32(0), int32(3), int32(1)])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), code
+
+
+# x = n ln 2 + r. Adding 1.5 * 2^mantissa rounds to an integer, and leaves n with the exponent's bias in the low bits.
+# Exponentials scaled by 2^24 and 2^53 stay normal numbers wherever e^x is not zero.
+_PER_LN2 = _constant(float.fromhex("0x1.715476p+0"), float.fromhex("0x1.71547652b82fep+0"))
+_LN2_UPPER = _constant(float.fromhex("0x1.63p-1"), float.fromhex("0x1.62e42feep-1"))
+_LN2_LOWER = _constant(float.fromhex("-0x1.bd0106p-13"), float.fromhex("0x1.a39ef35793c76p-33"))
+_EXP_ROUND = _constant(1.5 * 2**23 + 127 + 24, 1.5 * 2**52 + 1023 + 53)
+_EXP_LOWEST = _constant(-151 / 1.44269502, -1076 / 1.4426950408889634)
+_EXP_ROUND_UNSCALED = _constant(1.5 * 2**23 + 127, 1.5 * 2**52 + 1023)
+_EXP_LOWEST_UNSCALED = _constant(-127 / 1.44269502, -1023 / 1.4426950408889634)
+SCALE_DOWN = _constant(2.0**-24, 2.0**-53)
+LOWEST = _constant(-3.4028234663852886e38, -1.7976931348623157e308)
+
+_exp_tail = _polynomial(
+    ["0x1.6a23d2p-10", "0x1.123a26p-7", "0x1.5558f4p-5", "0x1.555490p-3", "0x1.fffffcp-2", "0x1p0"],
+    [
+        "0x1.ad7f457020b3fp-26", "0x1.28ad9def2129fp-22", "0x1.71df25b33092ap-19", "0x1.a01999dfd5278p-16",
+        "0x1.a01a012a0d266p-13", "0x1.6c16c184399bfp-10", "0x1.1111111127d1bp-7", "0x1.555555555083ap-5",
+        "0x1.55555555554f9p-3", "0x1.000000000000ap-1", "0x1p0",
+    ],
+)  # fmt: skip
+
+# log(1 + f) = f - (f^2 / 2 - s (f^2 / 2 + R(s^2))) with s = f / (2 + f)
+_log_tail = _polynomial(
+    ["0x1.31e2c6p-2", "0x1.995ec0p-2", "0x1.55557ap-1", "0x0p0"],
+    [
+        "0x1.2f071e68b62b2p-3", "0x1.39a195775ba1ep-3", "0x1.746640143a4bfp-3", "0x1.c71c52050dca6p-3",
+        "0x1.24924941f4a16p-2", "0x1.999999997fd9bp-2", "0x1.5555555555592p-1", "0x0p0",
+    ],
+)  # fmt: skip
+
+# log(1 + u) = u - u^2 Q(u) on [0, 1]
+_log1p_unit_tail = _polynomial(
+    [
+        "0x1.b2f010p-9", "-0x1.4b0542p-6", "0x1.d8607ep-5", "-0x1.b5787cp-4", "0x1.3a7a26p-3", "-0x1.935c82p-3",
+        "0x1.ff26dcp-3", "-0x1.554df0p-2", "0x1.ffffd2p-2",
+    ],
+    ["0x0p0"],
+)  # fmt: skip
+
+
+@njit(**INLINE)
+def exp_scaled(x):
+    """e^x 2^24 in float32, e^x 2^53 in float64: exactly 0 for -inf, NaN for NaN. The caller keeps x below 60."""
+    lowest = _EXP_LOWEST(x)
+    x = lowest if x < lowest else x
+    t = fma(x, _PER_LN2(x), _EXP_ROUND(x))
+    n = t - _EXP_ROUND(x)
+    r = fma(-n, _LN2_UPPER(x), x)
+    r = fma(-n, _LN2_LOWER(x), r)
+    power = _power_of_two(t)
+    return fma(_exp_tail(r) * r, power, power)
+
+
+@njit(**INLINE)
+def exp(x):
+    """e^x. The caller keeps x below 60."""
+    return exp_scaled(x) * SCALE_DOWN(x)
+
+
+@njit(**INLINE)
+def exp_and_rest(x):
+    """e^x, and 1 - e^x with all its digits, for x <= 0."""
+    lowest = _EXP_LOWEST_UNSCALED(x)
+    x = lowest if x < lowest else x
+    t = fma(x, _PER_LN2(x), _EXP_ROUND_UNSCALED(x))
+    n = t - _EXP_ROUND_UNSCALED(x)
+    r = fma(-n, _LN2_UPPER(x), x)
+    r = fma(-n, _LN2_LOWER(x), r)
+    power = _power_of_two(t)
+    tail = _exp_tail(r) * r
+    return fma(tail, power, power), fma(-tail, power, as_real(1.0, x) - power)
+
+
+@njit(**INLINE)
+def log1p(x):
+    """log(1 + x) for finite x > -1/2. 1 + x = u + c with u rounded; u = 2^k (1 + f)."""
+    one = as_real(1.0, x)
+    half = as_real(0.5, x)
+    u = one + x
+    x_in_u = u - one
+    c = ((one - (u - x_in_u)) + (x - x_in_u)) / u
+    k, m = _log_split(u)
+    f = m - one
+    s = f / (one + one + f)
+    half_square = half * (f * f)
+    tail = fma(s, half_square + _log_tail(s * s), fma(k, _LN2_LOWER(x), c))
+    # NaN has no exponent to split off: x - x keeps it.
+    return fma(k, _LN2_UPPER(x), f - (half_square - tail)) + (x - x)
+
+
+@njit(**INLINE)
+def log1p_unit(u):
+    """log(1 + u) for u in [0, 1]."""
+    return _log1p_unit_of(u)
+
+
+@intrinsic
+def _is_single(typing_context: Any, x: Any) -> Any:
+    single = x == types.float32
+    return types.boolean(x), lambda context, builder, signature, args: ir.IntType(1)(single)
+
+
+@njit(**INLINE)
+def _log1p_unit_of(u):
+    if _is_single(u):
+        return fma(-(u * u), _log1p_unit_tail(u), u)
+    return log1p(u)
+
+
+@njit(**INLINE)
+def zero_times(factor, x):
+    """x, but where the factor is 0 a number even for an infinite x, so that their product is 0. NaN stays."""
+    highest = -LOWEST(x)
+    return highest if (factor == 0) & (x > highest) else x
