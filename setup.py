@@ -1,6 +1,6 @@
 """Builds libfastloss, then the Cython engine on top of it. What needs no code is in pyproject.toml.
 
-FASTLOSS_NO_EXTENSION=1 leaves both out: a pure-Python package with the slow engines only.
+FASTLOSS_NO_EXTENSION=1 leaves both out: a pure-Python package, whose engine is Numba.
 """
 
 import os
@@ -35,7 +35,7 @@ fastloss needs a C compiler (GCC or Clang) and Python's C headers to build, and 
     Fedora            dnf install gcc python3-devel
     Alpine            apk add gcc musl-dev python3-dev
     macOS             xcode-select --install
-FASTLOSS_NO_EXTENSION=1 in the environment installs fastloss without its compiled engine: pure Python, and slow."""
+FASTLOSS_NO_EXTENSION=1 in the environment installs fastloss without its compiled engine: pure Python, on Numba."""
 
 OPENMP_PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 
@@ -164,10 +164,18 @@ class BuildExt(build_ext):
         extension.sources = cythonize([extension], build_dir=self.build_temp, language_level=3)[0].sources
 
 
-def extensions():
-    if os.environ.get("FASTLOSS_NO_EXTENSION", "0") not in ("", "0"):
-        return []
-    return [Extension("fastloss.engines._cython", ["fastloss/engines/_cython.pyx"])]
+NO_EXTENSION = os.environ.get("FASTLOSS_NO_EXTENSION", "0") not in ("", "0")
+NUMBA = ["numba>=0.60", "sympy>=1.12"]
 
-
-setup(version=VERSION, ext_modules=extensions(), cmdclass={"build_ext": BuildExt})
+setup(
+    version=VERSION,
+    ext_modules=[] if NO_EXTENSION else [Extension("fastloss.engines._cython", ["fastloss/engines/_cython.pyx"])],
+    cmdclass={"build_ext": BuildExt},
+    install_requires=["numpy>=2", "tqdm", *(NUMBA if NO_EXTENSION else [])],
+    extras_require={
+        "numba": NUMBA,
+        "test": ["pytest>=8", "mpmath", "ml_dtypes", "threadpoolctl", *NUMBA],
+        "demo": ["matplotlib"],
+        "bench": ["asv", "ml_dtypes", "scikit-learn", "torch", "jax", "optax", *NUMBA],
+    },
+)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os as _os
 import sys as _sys
 
+from fastloss import math
 from fastloss.config import get_include, get_library_dir
+from fastloss.custom import elementwise, rowwise
 from fastloss.engines import engines, set_engine
 from fastloss.losses.binary import binary_cross_entropy_with_logits
 from fastloss.losses.cross_entropy import cross_entropy
@@ -18,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "binary_cross_entropy_with_logits",
     "cross_entropy",
+    "elementwise",
     "engines",
     "entropy",
     "get_include",
@@ -26,6 +29,8 @@ __all__ = [
     "log_sigmoid",
     "log_softmax",
     "logsumexp",
+    "math",
+    "rowwise",
     "set_buffer_limit",
     "set_engine",
     "set_num_threads",

@@ -431,6 +431,11 @@ def _number(
     return number
 
 
+def parameter(name: str, value: Any) -> float:
+    """A finite number."""
+    return _number(name, value, "finite")
+
+
 def _float(name: str, value: Any) -> float:
     if type(value) is float:
         return value
@@ -513,24 +518,44 @@ def _grad_output(
     return array, _convert(array, dtype, contiguous=True)
 
 
+def _check_output(name: str, out: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{name} must be a numpy.ndarray, not {type(out).__name__}")
+    if out.dtype.name not in _FLOAT_NAMES:
+        raise TypeError(f"{name} must be {_FLOAT_TEXT}, not {out.dtype.name}")
+    if out.shape != shape:
+        raise ValueError(f"{name} has shape {out.shape}, but the gradient has the logits' shape {shape}")
+    if not out.flags.writeable:
+        raise ValueError(f"{name} is read-only: expected a writable array")
+    if _has_internal_overlap(out):
+        raise ValueError(
+            f"{name} has elements that share memory (shape {out.shape}, strides {out.strides}): "
+            "expected an element of its own for each entry"
+        )
+
+
+def check_out_hess(out: Any, problem: BinaryProblem) -> None:
+    """What receives second derivatives overlaps no other array of the problem."""
+    _check_output("out_hess", out, problem.logits.shape)
+    grad_output = problem.grad_output if isinstance(problem.grad_output, np.ndarray) else None
+    others = {
+        "logits": problem.logits,
+        "target": problem.target,
+        "weight": problem.weight,
+        "grad_output": grad_output,
+        "out_grad": problem.out_grad,
+    }
+    for name, array in others.items():
+        if array is not None and out.size and _overlap(out, array):
+            raise ValueError(f"out_hess overlaps {name} in memory: expected memory of its own")
+
+
 def _check_out_grad(out: Any, logits: NDArray, others: Mapping[str, NDArray | None]) -> None:
     if out is None:
         return
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out_grad must be a numpy.ndarray, not {type(out).__name__}")
-    if out.dtype.name not in _FLOAT_NAMES:
-        raise TypeError(f"out_grad must be {_FLOAT_TEXT}, not {out.dtype.name}")
-    if out.shape != logits.shape:
-        raise ValueError(f"out_grad has shape {out.shape}, but the gradient has the logits' shape {logits.shape}")
-    if not out.flags.writeable:
-        raise ValueError("out_grad is read-only: expected a writable array")
+    _check_output("out_grad", out, logits.shape)
     if out.size == 0:
         return
-    if _has_internal_overlap(out):
-        raise ValueError(
-            f"out_grad has elements that share memory (shape {out.shape}, strides {out.strides}): "
-            "expected an element of its own for each entry"
-        )
     if not _is_same_memory(out, logits) and _overlap(out, logits):
         raise ValueError(
             "out_grad partly overlaps logits: expected memory of its own, or exactly the logits "

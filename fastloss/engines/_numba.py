@@ -10,6 +10,8 @@ import math
 import os
 import sys
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numba
@@ -44,21 +46,68 @@ if hasattr(os, "register_at_fork"):
 
 def cross_entropy(problem: CrossEntropyProblem) -> tuple[float | NDArray, NDArray | None]:
     """(loss, gradient or None) of a validate.CrossEntropyProblem."""
+    softcap = problem.softcap or 0.0
+    general = problem.is_probabilities or softcap > 0 or (problem.weight is not None and problem.label_smoothing > 0)
+
+    def run(data: _Rows) -> NDArray:
+        sums = np.zeros(kernels.cross_entropy_tiles(general, problem.classes, data.inner, data.rows))
+        _run(
+            kernels.cross_entropy_serial, kernels.cross_entropy_parallel, problem, data.z.size, sums, general, data.z,
+            data.grad, data.losses, data.target, data.probabilities, data.weight, data.sample_weight, data.upstream,
+            problem.classes, data.inner, data.rows, problem.ignore_index, problem.label_smoothing, problem.z_loss,
+            softcap, data.scale,
+        )  # fmt: skip
+        return sums
+
+    return _over_classes(problem, run)
+
+
+def rowwise(kernel: Any, problem: CrossEntropyProblem, parameters: tuple[float, ...]) -> Any:
+    """(loss, gradient or None) of a custom loss over an axis of classes: see numba_custom.py."""
+
+    def run(data: _Rows) -> NDArray:
+        sums = np.zeros(-(-data.rows // max(1, kernels.TILE // problem.classes)))
+        _run(
+            kernel.serial, kernel.parallel, problem, data.z.size, sums, data.z, data.grad, data.losses, data.target,
+            data.weight, data.sample_weight, data.upstream, parameters, problem.classes, problem.ignore_index,
+            data.scale,
+        )  # fmt: skip
+        return sums
+
+    return _over_classes(problem, run, few_positions=math.inf)
+
+
+@dataclass
+class _Rows:
+    """A cross-entropy problem's arrays, flat; ones that are not given have no elements."""
+
+    z: NDArray
+    grad: NDArray
+    losses: NDArray
+    target: NDArray
+    probabilities: NDArray
+    weight: NDArray
+    sample_weight: NDArray
+    upstream: NDArray
+    inner: int
+    rows: int
+    scale: float
+
+
+def _over_classes(
+    problem: CrossEntropyProblem, run: Callable[[_Rows], NDArray], few_positions: float = FEW_POSITIONS
+) -> tuple[float | NDArray, NDArray | None]:
     dtype, classes = problem.compute_dtype, problem.classes
-    z, inner = _by_rows(problem.logits, problem.axis, dtype)
+    z, inner = _by_rows(problem.logits, problem.axis, dtype, few_positions)
     rows = z.size // classes
-    nothing = _nothing(dtype)
-    target, probabilities = _NO_INDEX, nothing
+    target, probabilities = _NO_INDEX, _nothing(dtype)
+    weight, sample_weight = _flat(problem.weight, dtype), _flat(problem.sample_weight, dtype)
     if problem.is_probabilities:
-        probabilities, _ = _by_rows(problem.target, problem.axis, dtype)
+        probabilities, _ = _by_rows(problem.target, problem.axis, dtype, few_positions)
+        denominator = float(rows if problem.sample_weight is None else sample_weight.sum(dtype=np.float64))
     else:
         target = _read_only(_indices(problem))
-    weight, sample_weight = _flat(problem.weight, dtype), _flat(problem.sample_weight, dtype)
-    ignore = problem.ignore_index
-    if problem.is_probabilities:
-        denominator = float(sample_weight.sum(dtype=np.float64)) if problem.sample_weight is not None else float(rows)
-    else:
-        denominator = _call(kernels.check_targets, target, classes, ignore, weight, sample_weight)
+        denominator = _call(kernels.check_targets, target, classes, problem.ignore_index, weight, sample_weight)
         if math.isnan(denominator):
             validate.raise_bad_index(problem)
     validate.check_denominator(problem, denominator)
@@ -67,28 +116,21 @@ def cross_entropy(problem: CrossEntropyProblem) -> tuple[float | NDArray, NDArra
     mean = problem.reduction == "mean"
     is_empty = mean and denominator == 0
 
-    grad, given = _gradient(problem, z)
+    grad, out = _gradient(problem, z)
     losses = np.empty(rows if problem.reduction == "none" else 0, dtype)
     scale, upstream = _upstream(problem.grad_output, dtype)
     if mean:
         scale = 0.0 if is_empty else scale / denominator
-    softcap = problem.softcap or 0.0
-    general = problem.is_probabilities or softcap > 0 or (problem.weight is not None and problem.label_smoothing > 0)
-    sums = np.zeros(kernels.cross_entropy_tiles(general, classes, inner, rows))
-    _run(
-        kernels.cross_entropy_serial, kernels.cross_entropy_parallel, problem, z.size, sums, general, z, grad, losses,
-        target, probabilities, weight, sample_weight, upstream, classes, inner, rows, ignore, problem.label_smoothing,
-        problem.z_loss, softcap, scale,
-    )  # fmt: skip
+    sums = run(_Rows(z, grad, losses, target, probabilities, weight, sample_weight, upstream, inner, rows, scale))
     if is_empty:
         grad[...] = 0
-    out = _give_back(problem, grad, given, inner) if problem.want_grad else None
+    if out is not None and not np.may_share_memory(grad, out):
+        _assign(out, _in_shape(grad, out.shape, problem.axis, inner))
     if problem.reduction == "none":
         return losses.reshape(problem.row_shape), out
-    total = math.fsum(sums.tolist())
     if is_empty:
         return (0.0 if problem.empty == "zero" else math.nan), out
-    return (total / denominator if mean else total), out
+    return _reduced(sums, denominator if mean else 1.0), out
 
 
 def binary_cross_entropy_with_logits(problem: BinaryProblem) -> tuple[float | NDArray, NDArray | None]:
@@ -105,22 +147,55 @@ def binary_cross_entropy_with_logits(problem: BinaryProblem) -> tuple[float | ND
     mean = problem.reduction == "mean"
     if mean:
         scale = scale / denominator if denominator else 0.0
-    grad, given = _gradient(problem, z)
+    grad, out = _gradient(problem, z)
     losses = np.empty(z.size if problem.reduction == "none" else 0, dtype)
-    sums = np.zeros((z.size + kernels.TILE - 1) // kernels.TILE)
+    sums = np.zeros(-(-z.size // kernels.TILE))
     _run(
         kernels.binary_serial, kernels.binary_parallel, problem, z.size, sums, z, grad, losses, y, weight, pos_weight,
         upstream, ignores, ignore, problem.label_smoothing, scale,
     )  # fmt: skip
-    out = None
-    if problem.want_grad:
-        out = given if given is not None else _new(problem)
-        if given is None or grad is not given.reshape(-1):
-            _assign(out, grad.reshape(shape))
+    if out is not None and not np.may_share_memory(grad, out):
+        _assign(out, grad.reshape(shape))
     if problem.reduction == "none":
         return losses.reshape(shape), out
-    total = math.fsum(sums.tolist())
-    return (total if not mean else total / denominator if denominator else math.nan), out
+    return (_reduced(sums, denominator if mean else 1.0) if denominator or not mean else math.nan), out
+
+
+def elementwise(
+    kernel: Any, problem: BinaryProblem, parameters: tuple[float, ...], want_hess: bool, out_hess: NDArray | None
+) -> tuple[float | NDArray, NDArray | None, NDArray | None]:
+    """(loss, gradient or None, second derivative or None) of a custom loss: see numba_custom.py."""
+    dtype, shape = problem.compute_dtype, problem.logits.shape
+    z, y = _flat(problem.logits, dtype), _flat(problem.target, dtype)
+    weight = _broadcast(problem.weight, shape, dtype)
+    scale, upstream = _upstream(problem.grad_output, dtype)
+    mean = problem.reduction == "mean"
+    if mean:
+        scale = scale / z.size if z.size else 0.0
+    grad, out = _gradient(problem, z)
+    hess = np.empty(z.size if want_hess else 0, dtype)
+    losses = np.empty(z.size if problem.reduction == "none" else 0, dtype)
+    sums = np.zeros(-(-z.size // kernels.TILE))
+    _run(
+        kernel.serial, kernel.parallel, problem, z.size, sums, z, y, grad, hess, losses, weight, upstream, parameters,
+        scale,
+    )  # fmt: skip
+    if out is not None and not np.may_share_memory(grad, out):
+        _assign(out, grad.reshape(shape))
+    if want_hess:
+        out_hess = np.empty(shape, problem.logits.dtype) if out_hess is None else out_hess
+        _assign(out_hess, hess.reshape(shape))
+    if problem.reduction == "none":
+        return losses.reshape(shape), out, out_hess
+    total = _reduced(sums, float(z.size) if mean else 1.0) if z.size or not mean else math.nan
+    return total, out, out_hess
+
+
+def _reduced(sums: NDArray, denominator: float) -> float:
+    total = 0.0
+    for tile in sums.tolist():  # in their order
+        total += tile
+    return float(total / denominator)
 
 
 def softmax(problem: SoftmaxProblem) -> NDArray:
@@ -187,7 +262,7 @@ def _call(kernel: Any, *arguments: Any) -> Any:
     key = (kernel, *(getattr(a, "dtype", None) for a in arguments))
     if key in _compiled:
         return kernel(*arguments)
-    note = threading.Timer(PATIENCE, _say_compiling, [kernel.py_func.__name__.rpartition("_")[0] or "a kernel"])
+    note = threading.Timer(PATIENCE, _say_compiling, [kernel])
     note.daemon = True
     note.start()
     try:
@@ -198,8 +273,12 @@ def _call(kernel: Any, *arguments: Any) -> Any:
     return result
 
 
-def _say_compiling(name: str) -> None:
-    print(f"fastloss: compiling {name} with Numba, once on this machine; the result is kept on disk", file=sys.stderr)
+def _say_compiling(kernel: Any) -> None:
+    if kernel._cache is not None and type(kernel._cache).__name__ != "NullCache":
+        what, how_long = kernel.py_func.__name__.removesuffix("_serial").removesuffix("_parallel"), "is kept on disk"
+    else:
+        what, how_long = "a custom loss", "lasts as long as this process"
+    print(f"fastloss: compiling {what} with Numba; the result {how_long}", file=sys.stderr)
 
 
 # ---- Arrays ---------------------------------------------------------------------------------------------------------
@@ -231,10 +310,12 @@ def _broadcast(array: NDArray | None, shape: tuple[int, ...], dtype: np.dtype[An
     return _nothing(dtype) if array is None else _flat(np.broadcast_to(array, shape), dtype)
 
 
-def _by_rows(array: NDArray, axis: int, dtype: np.dtype[Any]) -> tuple[NDArray, int]:
+def _by_rows(
+    array: NDArray, axis: int, dtype: np.dtype[Any], few_positions: float = FEW_POSITIONS
+) -> tuple[NDArray, int]:
     """(outer, classes, inner) as a flat array, and inner."""
     inner = math.prod(array.shape[axis + 1 :])
-    if inner < FEW_POSITIONS or (inner > 1 and not array.flags.c_contiguous):
+    if inner < few_positions or (inner > 1 and not array.flags.c_contiguous):
         array, inner = np.moveaxis(array, axis, -1), 1
     return _flat(array, dtype), inner
 
@@ -283,13 +364,6 @@ def _gradient(problem: Any, z: NDArray) -> tuple[NDArray, NDArray | None]:
         and np.may_share_memory(z, logits)
     )
     return (out.reshape(-1) if direct else np.empty(z.size, z.dtype)), out
-
-
-def _give_back(problem: CrossEntropyProblem, grad: NDArray, out: NDArray | None, inner: int) -> NDArray:
-    assert out is not None
-    if not np.may_share_memory(grad, out) or grad.size == 0:
-        _assign(out, _in_shape(grad, out.shape, problem.axis, inner))
-    return out
 
 
 def _assign(out: NDArray, values: NDArray) -> None:

@@ -7,9 +7,11 @@ numbers beside it are taken in that type, instead of widening it to float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -279,6 +281,128 @@ def _log1p_unit_of(u):
     if _is_single(u):
         return fma(-(u * u), _log1p_unit_tail(u), u)
     return log1p(u)
+
+
+# ---- What formulas of custom losses are made of; all for any x -------------------------------------------------------
+
+_EXP_FAR = _constant(44.0, 350.0)
+_EXP_OF_FAR = _constant(math.exp(44.0), math.exp(350.0))
+_EXP_BEYOND = _constant(50.0, 400.0)
+
+
+@njit(**INLINE)
+def exp_any(x):
+    """e^x: far above 0 as a product, which overflows to infinity where e^x does."""
+    one = as_real(1.0, x)
+    zero = as_real(0.0, x)
+    is_far = x > _EXP_FAR(x)
+    near = x - (_EXP_FAR(x) if is_far else zero)
+    near = _EXP_BEYOND(x) if near > _EXP_BEYOND(x) else near
+    return exp(near) * (_EXP_OF_FAR(x) if is_far else one)
+
+
+@njit(**INLINE)
+def log1p_any(x):
+    """log(1 + x): NaN below -1, -inf at -1, inf at inf."""
+    infinity = as_real(np.inf, x)
+    result = log1p(x)
+    result = -infinity if x == -1 else result
+    result = infinity if x == infinity else result
+    return as_real(np.nan, x) if x < -1 else result
+
+
+_TINY = _constant(2.0**-126, 2.0**-1022)
+_FROM_TINY = _constant(2.0**24, 2.0**54)
+_LOG_TINY = _constant(24 * math.log(2), 54 * math.log(2))
+
+
+@njit(**INLINE)
+def log(x):
+    """log(x): NaN below 0, -inf at 0, inf at inf."""
+    one = as_real(1.0, x)
+    zero = as_real(0.0, x)
+    infinity = as_real(np.inf, x)
+    is_tiny = x < _TINY(x)
+    k, m = _log_split(x * (_FROM_TINY(x) if is_tiny else one))
+    f = m - one
+    s = f / (one + one + f)
+    half_square = as_real(0.5, x) * (f * f)
+    tail = fma(s, half_square + _log_tail(s * s), k * _LN2_LOWER(x))
+    result = fma(k, _LN2_UPPER(x), f - (half_square - tail)) - (_LOG_TINY(x) if is_tiny else zero)
+    result = -infinity if x == 0 else result
+    result = infinity if x == infinity else result
+    result = as_real(np.nan, x) if x < 0 else result
+    return x if x != x else result
+
+
+@njit(**INLINE)
+def sigmoid(x):
+    one = as_real(1.0, x)
+    u = exp(-abs(x))
+    return (u if x < 0 else one) / (one + u)
+
+
+@njit(**INLINE)
+def log_sigmoid(x):
+    return (x if x < 0 else as_real(0.0, x)) - log1p_unit(exp(-abs(x)))
+
+
+@njit(**INLINE)
+def softplus(x):
+    return (as_real(0.0, x) if x < 0 else x) + log1p_unit(exp(-abs(x)))
+
+
+@njit(**INLINE)
+def tanh(x):
+    u, rest = exp_and_rest(-(abs(x) + abs(x)))
+    value = rest / (as_real(1.0, x) + u)
+    return -value if x < 0 else value
+
+
+@njit(**INLINE)
+def tanh_slope(x):
+    """1 - tanh(x)^2, which does not cancel."""
+    u = exp(-(abs(x) + abs(x)))
+    inverse = as_real(1.0, x) / (as_real(1.0, x) + u)
+    return as_real(4.0, x) * u * (inverse * inverse)
+
+
+@njit(**INLINE)
+def sqrt(x):
+    return np.sqrt(x)
+
+
+@njit(**INLINE)
+def absolute(x):
+    return abs(x)
+
+
+@njit(**INLINE)
+def sign(x):
+    one = as_real(1.0, x)
+    zero = as_real(0.0, x)
+    return x if x != x else (one if x > 0 else zero) - (one if x < 0 else zero)
+
+
+@njit(**INLINE)
+def power(x, y):
+    return x**y
+
+
+@njit(**INLINE)
+def power_slope(x, y):
+    """y x^(y - 1), and 0 for y = 0."""
+    return as_real(0.0, x) if y == 0 else y * x ** (y - as_real(1.0, x))
+
+
+@njit(**INLINE)
+def select_less(a, b, x, y):
+    return x if a < b else y
+
+
+@njit(**INLINE)
+def select_less_equal(a, b, x, y):
+    return x if a <= b else y
 
 
 @njit(**INLINE)

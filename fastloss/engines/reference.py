@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -88,6 +89,72 @@ def binary_cross_entropy_with_logits(problem: BinaryProblem) -> tuple[float | ND
         else:
             loss = float(losses.sum()) / denominator if denominator else math.nan
         return loss, _store(grad, problem.logits, problem.out_grad) if problem.want_grad else None
+
+
+def elementwise(
+    formula: Callable[..., Any], problem: BinaryProblem, parameters: tuple[float, ...], want_hess: bool, out_hess: Any
+) -> tuple[float | NDArray, NDArray | None, NDArray | None]:
+    """A custom loss of each element: formula(z, y, parameters) gives loss, first and second derivative."""
+    with np.errstate(all="ignore"):
+        z = problem.logits.astype(np.float64)
+        weight = 1.0 if problem.weight is None else problem.weight.astype(np.float64)
+        results = formula(z, problem.target.astype(np.float64), parameters)
+        loss, slope, curve = (_product(np.asarray(weight), np.broadcast_to(each, z.shape)) for each in results)
+        upstream = problem.grad_output / (max(z.size, 1) if problem.reduction == "mean" else 1)
+        grad = _store(slope * upstream, problem.logits, problem.out_grad) if problem.want_grad else None
+        hess = _store(curve * upstream, problem.logits, out_hess) if want_hess else None
+        if problem.reduction == "none":
+            return loss.astype(problem.compute_dtype), grad, hess
+        total = float(loss.sum())
+        return (total if problem.reduction == "sum" else total / z.size if z.size else math.nan), grad, hess
+
+
+def rowwise(
+    formula: Callable[..., Any], problem: CrossEntropyProblem, parameters: tuple[float, ...]
+) -> tuple[float | NDArray, NDArray | None]:
+    """A custom loss of each row: formula(z_target, lse, log_p, p, not_p, parameters) gives the loss, the factor of p_c
+    in the gradient of the other classes, and the target's gradient."""
+    validate_targets(problem)
+    with np.errstate(all="ignore"):
+        z, undefined = _poison(_rows(problem.logits, problem.axis))
+        n, classes = z.shape
+        counts = _counts(problem)
+        rows, y = np.arange(n), np.where(counts, problem.target.reshape(-1).astype(np.int64), 0)
+        gap, p, not_p, lse = _softmax(z)
+        loss, others, at_target = (
+            np.broadcast_to(each, (n,))
+            for each in formula(
+                z[rows, y], lse, -gap[rows, y], p[rows, y], np.maximum(not_p[rows, y], 2.0**-1022), parameters
+            )
+        )
+        weight = _one_a_row(1.0 if problem.sample_weight is None else problem.sample_weight, n)
+        if problem.weight is not None:
+            weight = weight * problem.weight.astype(np.float64)[y]
+        losses = np.where(counts, np.where(undefined, np.nan, _product(weight, loss)), 0)
+        denominator = 1.0
+        if problem.reduction == "mean":
+            denominator = _denominator(problem) if problem.normalizer is None else problem.normalizer
+        grad = others[:, None] * p
+        grad[rows, y] = at_target
+        grad[undefined] = np.nan
+        upstream = weight * _one_a_row(problem.grad_output, n) / (denominator or 1.0)
+        grad = np.where(counts[:, None], grad * upstream[:, None], 0) * (denominator != 0)
+        out = None
+        if problem.want_grad:
+            moved = problem.row_shape + (classes,)
+            out = _store(np.moveaxis(grad.reshape(moved), -1, problem.axis), problem.logits, problem.out_grad)
+        if problem.reduction == "none":
+            return losses.reshape(problem.row_shape).astype(problem.compute_dtype), out
+        if denominator == 0:
+            return (0.0 if problem.empty == "zero" else math.nan), out
+        return float(losses.sum()) / denominator, out
+
+
+def run_formula(source: str, *arguments: Any) -> Any:
+    """The generated code of a custom loss, on float64 arrays."""
+    namespace: dict[str, Any] = dict(_FORMULA_FUNCTIONS)
+    exec(source, namespace)
+    return namespace["element"](*arguments)
 
 
 def softmax(problem: SoftmaxProblem) -> NDArray:
@@ -208,6 +275,26 @@ def _sigmoid(x: NDArray) -> NDArray:
     """1 / (1 + exp(-x))."""
     decay = np.exp(-np.abs(x))
     return np.asarray(np.where(x < 0, decay, 1) / (1 + decay))
+
+
+_FORMULA_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "as_real": lambda value, like: np.float64(value),
+    "exp": np.exp,
+    "log": np.log,
+    "log1p": np.log1p,
+    "sqrt": np.sqrt,
+    "tanh": np.tanh,
+    "tanh_slope": _tanh_slope,
+    "sigmoid": _sigmoid,
+    "softplus": _softplus,
+    "log_sigmoid": lambda x: -_softplus(-x),
+    "absolute": np.abs,
+    "sign": np.sign,
+    "power": np.power,
+    "power_slope": lambda x, y: np.where(np.equal(y, 0), 0, y * np.power(x, y - 1)),
+    "select_less": lambda a, b, x, y: np.where(a < b, x, y),
+    "select_less_equal": lambda a, b, x, y: np.where(a <= b, x, y),
+}
 
 
 def _store(values: NDArray, like: NDArray, out: NDArray | None) -> NDArray:
