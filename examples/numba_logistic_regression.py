@@ -24,8 +24,11 @@ def train(x, y, w, b, steps, rate):
                 logits[i, c] = z
             row_losses[i] = fn.cross_entropy_row_grad(logits[i], y[i], logits[i], 1.0 / n)  # in place
         losses[step] = row_losses.mean()
-        w -= rate * (x.T @ logits)
-        b -= rate * logits.sum(axis=0)
+        for c in numba.prange(w.shape[1]):
+            for i in range(n):
+                b[c] -= rate * logits[i, c]
+                for k in range(x.shape[1]):
+                    w[k, c] -= rate * x[i, k] * logits[i, c]
     return losses
 
 

@@ -166,7 +166,7 @@ def test_show_config(capsys):
 
 # ---- The compiled engine's threads, each in a process of its own -----------------------------------------------------
 
-needs_cython = pytest.mark.skipif("cython" not in fl.engines(), reason="the other engines run on one thread")
+needs_cython = pytest.mark.skipif("cython" not in fl.engines(), reason="about the compiled engine's threads")
 counts_threads = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system does not list threads")
 
 PARALLEL = """
