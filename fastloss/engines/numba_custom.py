@@ -52,45 +52,46 @@ def elementwise(source: str) -> Any:
             out[i] = element(z[i], y[i], parameters)[0]
 
     @njit(**PLAIN)
-    def slopes_block(z, y, parameters, out):
+    def slopes_block(z, y, parameters, scale, out):
         wide_vectors()
+        factor = as_real(scale, z[0])
         for i in range(z.size):
-            out[i] = element(z[i], y[i], parameters)[1]
+            out[i] = element(z[i], y[i], parameters)[1] * factor
 
     @njit(**PLAIN)
-    def curves_block(z, y, parameters, out):
+    def curves_block(z, y, parameters, scale, out):
         wide_vectors()
+        factor = as_real(scale, z[0])
         for i in range(z.size):
-            out[i] = element(z[i], y[i], parameters)[2]
+            out[i] = element(z[i], y[i], parameters)[2] * factor
 
     @njit(**PLAIN)
-    def scale_block(values, scale, weight, upstream):
-        factor = as_real(scale, values[0])
-        if weight.size or upstream.size:
+    def weigh(values, weight, upstream):
+        if weight.size:
             for i in range(values.size):
-                w = weight[i] if weight.size else as_real(1.0, factor)
-                values[i] *= factor * w * (upstream[i] if upstream.size else as_real(1.0, factor))
-        else:
+                values[i] *= weight[i]
+        if upstream.size:
             for i in range(values.size):
-                values[i] *= factor
+                values[i] *= upstream[i]
 
     @njit(**PLAIN)
     def tile(z, y, grad, hess, losses, weight, upstream, parameters, scale, first, end):
-        loss, slope, curve = np.empty(BLOCK, z.dtype), np.empty(BLOCK, z.dtype), np.empty(BLOCK, z.dtype)
+        in_place = grad.ctypes.data == z.ctypes.data
+        loss, slope = np.empty(BLOCK, z.dtype), np.empty(BLOCK, z.dtype)
         result = 0.0
         for start in range(first, end, BLOCK):
             n = min(BLOCK, end - start)
             at = slice(start, start + n)
             losses_block(z[at], y[at], parameters, loss)
-            if grad.size:
-                slopes_block(z[at], y[at], parameters, slope)
-                scale_block(slope[:n], scale, weight[at], upstream[at])
             if hess.size:
-                curves_block(z[at], y[at], parameters, curve)
-                scale_block(curve[:n], scale, weight[at], upstream[at])
-                copy_into(curve[:n], hess[at])
+                curves_block(z[at], y[at], parameters, scale, hess[at])
+                weigh(hess[at], weight[at], upstream[at])
             if grad.size:  # the last: it may replace the logits
-                copy_into(slope[:n], grad[at])
+                out = slope[:n] if in_place else grad[at]
+                slopes_block(z[at], y[at], parameters, scale, out)
+                weigh(out, weight[at], upstream[at])
+                if in_place:
+                    copy_into(out, grad[at])
             if weight.size:
                 for i in range(n):
                     loss[i] = weight[start + i] * zero_times(weight[start + i], loss[i])

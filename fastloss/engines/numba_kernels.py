@@ -55,6 +55,7 @@ AHEAD = 2048
 @njit(**PLAIN)
 def largest(z):
     """The maximum of at least one element; NaN or anything where there is NaN."""
+    wide_vectors()
     best = ordered_bits(z[0])
     for i in range(z.size):
         bits = ordered_bits(z[i])
@@ -65,6 +66,7 @@ def largest(z):
 @njit(error_model="numpy", fastmath={"reassoc", "nsz"})
 def total(values):
     """The sum of at most a block, in the values' type."""
+    wide_vectors()
     result = as_real(0.0, values[0])
     for i in range(values.size):
         result += values[i]
@@ -121,6 +123,7 @@ def exponentials_in_place(x):
 
 @njit(**PLAIN)
 def scale(e, factor, shift):
+    wide_vectors()
     for i in range(e.size):
         e[i] = e[i] * factor - shift
 
@@ -128,6 +131,7 @@ def scale(e, factor, shift):
 @njit(**PLAIN)
 def scale_into(e, factor, shift, out):
     """The same in another array; one that is the same would keep this loop from being vectors."""
+    wide_vectors()
     for i in range(e.size):
         out[i] = e[i] * factor - shift
 
@@ -317,6 +321,8 @@ def row_sums(z, e, y, smoothing):
         fetch_ahead(z_block)
         exponentials(z_block, reference, e_block)
         has_target = start <= y < start + BLOCK
+        if has_target:
+            e_block[y - start] = 0
         block_sum = total(e_block)
         if block_sum > limit or (has_target and z_y > reference + as_real(JUMP, z_y)):
             top = largest(z[start:])
@@ -327,10 +333,9 @@ def row_sums(z, e, y, smoothing):
                 scale(e[:start], as_real(shrink, z_y), as_real(0.0, z_y))
                 reference = top
                 exponentials(z_block, reference, e_block)
+                if has_target:
+                    e_block[y - start] = 0
                 block_sum = total(e_block)
-        if has_target:
-            e_block[y - start] = 0
-            block_sum = total(e_block)
         rest += np.float64(block_sum)
         if smoothing:
             for i in range(z_block.size):
