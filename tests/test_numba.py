@@ -41,6 +41,16 @@ def test_same_bits_for_any_number_of_threads(shape):
     assert call(logits, target, engine="numba", num_threads=2) == loss
 
 
+@pytest.mark.parametrize("target", [3, 700])
+def test_a_late_maximum_far_above_the_rest(target):
+    logits = np.zeros((1, 2000), np.float32)
+    logits[0, 700] = 100
+    expected = fl.cross_entropy(logits, [target], return_grad=True, engine="reference")
+    loss, grad = fl.cross_entropy(logits, [target], return_grad=True, engine="numba")
+    assert loss == pytest.approx(expected[0], rel=1e-5)
+    assert_grad(grad, expected[1].astype(np.float64))
+
+
 def test_many_callers_at_once():
     logits, target = batch(20000, 10)
     expected = fl.cross_entropy(logits, target, return_grad=True, engine="numba")
