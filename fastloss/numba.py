@@ -52,7 +52,7 @@ def cross_entropy_row(logits, target):
     if target < 0 or target >= logits.size:
         return np.nan
     e = np.empty(logits.size, logits.dtype)
-    return _kernels.long_row(logits, e, target, 1.0, 1.0, 1.0, 0.0, 0.0)[0]
+    return _kernels.long_row(logits, e, target, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)[0]
 
 
 @njit(**_kernels.PLAIN)
@@ -69,7 +69,7 @@ def cross_entropy_row_grad(logits, target, grad, scale):
         grad[:] = np.nan
         return np.nan
     e = np.empty(logits.size, logits.dtype)
-    loss, factor, shift, target_grad = _kernels.long_row(logits, e, target, 1.0, 1.0, scale, 0.0, 0.0)
+    loss, factor, shift, target_grad = _kernels.long_row(logits, e, target, 1.0, 1.0, scale, 0.0, 0.0, 0.0, 0.0)
     _kernels.row_gradient(e, factor, shift, target, target_grad, grad)
     return loss
 
@@ -106,18 +106,18 @@ def cross_entropy_grad(logits, target, grad):
 @njit(**_kernels.PLAIN)
 def _batch(logits, target, grad):
     nothing = np.empty(0, logits.dtype)
-    count = _kernels.check_targets(target, logits.shape[1], _IGNORE, nothing, nothing)
+    count = _kernels.check_targets(target, logits.shape[1], True, _IGNORE, nothing, nothing)
     if math.isnan(count):
         raise IndexError("a target is neither a class nor -100")
     rows = target.size
     scale = 1.0 / count if count > 0 else 0.0
     if logits.shape[1] <= _kernels.SHORT_ROW:
         total = _kernels.short_rows(
-            logits, grad, nothing, target, nothing, nothing, nothing, 0, rows, _IGNORE, 0.0, 0.0, scale
+            logits, grad, nothing, target, nothing, nothing, nothing, 0, rows, _IGNORE, 0.0, 0.0, 0.0, 0.0, scale
         )
     else:
         total = _kernels.long_rows(
-            logits, grad, nothing, target, nothing, nothing, nothing, 0, rows, _IGNORE, 0.0, 0.0, scale
+            logits, grad, nothing, target, nothing, nothing, nothing, 0, rows, _IGNORE, 0.0, 0.0, 0.0, 0.0, scale
         )
     return total / count if count > 0 else np.nan
 

@@ -28,9 +28,15 @@ if TYPE_CHECKING:
     NDArray: TypeAlias = np.ndarray[Any, Any]
     Reduced: TypeAlias = Literal["mean", "sum"]
     Reduction: TypeAlias = Literal["mean", "sum", "none"]
+    ReductionOrBatchmean: TypeAlias = Literal["mean", "batchmean", "sum", "none"]
+    Mode: TypeAlias = Literal["multiclass", "multilabel", "binary"]
     Empty: TypeAlias = Literal["nan", "zero", "raise"]
+    Element: TypeAlias = Literal[
+        "bce_with_logits", "bce", "sigmoid_focal", "soft_margin", "hinge", "kl_div", "kl_div_log"
+    ]
 
 REDUCTIONS = ("mean", "sum", "none")
+MODES = ("multiclass", "multilabel", "binary")
 EMPTY = ("nan", "zero", "raise")
 MAX_CLASSES = 2**31 - 1
 # numpy.shares_memory is exact and may take exponential time: past this much work an overlap is assumed.
@@ -41,7 +47,7 @@ _FLOAT_TEXT = "float32, float64, float16 or bfloat16"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CrossEntropyProblem:
+class ClassProblem:
     logits: NDArray  # float32, float64, float16 or bfloat16; native and aligned, any strides
     axis: int  # the class axis, not negative
     classes: int
@@ -49,7 +55,7 @@ class CrossEntropyProblem:
     is_probabilities: bool
     weight: NDArray | None  # compute_dtype, contiguous, (classes,)
     sample_weight: NDArray | None  # compute_dtype, C-contiguous, row_shape
-    ignore_index: int  # fits in int64
+    ignore_index: int | None  # fits in int64; None: the loss ignores no target
     label_smoothing: float
     z_loss: float
     softcap: float | None
@@ -60,6 +66,11 @@ class CrossEntropyProblem:
     want_grad: bool
     out_grad: NDArray | None  # the user's own array, any of the four dtypes, maybe not native or not aligned
     num_threads: int | None
+    loss: Literal["cross_entropy", "nll", "multi_margin", "multilabel_margin"] = "cross_entropy"
+    focal: float = 0.0  # cross-entropy: each class's loss is multiplied by (1 - focal) + focal * (1 - p)^gamma
+    gamma: float = 0.0
+    power: int = 1  # multi_margin: 1 or 2
+    margin: float = 1.0  # multi_margin
 
     @property
     def compute_dtype(self) -> np.dtype[Any]:
@@ -71,7 +82,7 @@ class CrossEntropyProblem:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BinaryProblem:
+class ElementProblem:
     logits: NDArray  # native and aligned, any strides and dimensions
     target: NDArray  # boolean, integer or floating; native and aligned, logits.shape, any strides
     weight: NDArray | None  # compute_dtype, broadcasts to logits.shape
@@ -83,10 +94,57 @@ class BinaryProblem:
     want_grad: bool
     out_grad: NDArray | None
     num_threads: int | None
+    loss: Element = "bce_with_logits"
+    normalizer: float | None = None  # the mean's denominator, where it is not the number of elements that count
+    alpha: float = -1.0  # sigmoid_focal: the weight of positives, negative for none
+    gamma: float = 2.0  # sigmoid_focal
+    margin: float = 1.0  # hinge
+    zero_one: bool = False  # soft_margin, hinge: targets are 0 and 1 instead of -1 and 1
 
     @property
     def compute_dtype(self) -> np.dtype[Any]:
         return compute_dtype(self.logits.dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OverlapProblem:
+    logits: NDArray  # native and aligned, any strides
+    axis: int  # the class axis, not negative
+    classes: int
+    target: NDArray  # multiclass: indices, integer, native, C-contiguous; else numbers of logits.shape, native
+    mode: Literal["multiclass", "multilabel"]
+    from_logits: bool  # softmax or sigmoid is applied; else the input holds probabilities
+    squared: bool  # the denominators add squares
+    ignore_index: int | None
+    per_sample: bool  # samples are the first axis
+    want_grad: bool
+    out_grad: NDArray | None
+    num_threads: int | None
+    user_out: NDArray | None = None  # the array whose view out_grad is
+    is_binary: bool = False
+    cross_entropy: float = 0.0  # the weight of a softmax cross-entropy in the same pass, as fl.combine asks for
+    class_weight: NDArray | None = None  # of that cross-entropy: compute_dtype, contiguous, (classes,)
+    focal: float = 0.0
+    gamma: float = 0.0
+
+    @property
+    def compute_dtype(self) -> np.dtype[Any]:
+        return compute_dtype(self.logits.dtype)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        return row_shape(self.logits, self.axis)
+
+    @property
+    def groups(self) -> int:
+        """Sets of elements that have sums of their own."""
+        return self.logits.shape[0] if self.per_sample else 1
+
+    def given_gradient(self, grad: NDArray) -> NDArray:
+        """The gradient as the user knows it: without the class axis that binary logits were given."""
+        if self.user_out is not None:
+            return self.user_out
+        return grad[:, 0] if self.is_binary else grad
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,7 +171,7 @@ class MapProblem:
     num_threads: int | None
 
 
-def cross_entropy(
+def class_loss(
     logits: Any,
     target: Any,
     *,
@@ -131,7 +189,12 @@ def cross_entropy(
     out_grad: Any,
     grad_output: Any,
     num_threads: Any,
-) -> CrossEntropyProblem:
+    loss: Any = "cross_entropy",
+    focal: float = 0.0,
+    gamma: Any = 0.0,
+    power: Any = 1,
+    margin: Any = 1.0,
+) -> ClassProblem:
     given_logits = _floats("logits", logits)
     axis, classes = _class_axis(given_logits, axis)
     rows = row_shape(given_logits, axis)
@@ -140,10 +203,13 @@ def cross_entropy(
     given_target = _array("target", target)
     if given_target.size == 0 and given_target.shape == rows and isinstance(target, (list, tuple)):
         given_target = given_target.astype(np.int64)  # an empty list has no dtype of its own
-    is_probabilities = _check_target(given_target, given_logits.shape, rows, axis)
-    ignore_index = _index("ignore_index", ignore_index)
-    if not -(2**63) <= ignore_index < 2**63:
-        raise ValueError(f"ignore_index must fit in a signed 64-bit integer, not {ignore_index}")
+    if loss == "multilabel_margin":
+        is_probabilities = False
+        _check_label_lists(given_target, given_logits.shape)
+    else:
+        is_probabilities = _check_target(given_target, given_logits.shape, rows, axis, loss == "cross_entropy")
+    ignores = loss not in ("multi_margin", "multilabel_margin")
+    ignore_index = _ignore_index(ignore_index) if ignores else None
     if is_probabilities and ignore_index >= 0:
         raise ValueError(
             f"ignore_index is {ignore_index}, but the target holds probabilities, of which none can be ignored: "
@@ -161,6 +227,7 @@ def cross_entropy(
             f"sample_weight has shape {given_sample_weight.shape}, but needs one entry a target: shape {rows}"
         )
     reduction = _choice("reduction", reduction, REDUCTIONS)
+    gamma = _number("gamma", gamma, "finite and at least 0", low=0.0)
     given_grad_output, grad_output = _grad_output(grad_output, reduction, rows, dtype)
     _check_out_grad(
         out_grad,
@@ -172,7 +239,7 @@ def cross_entropy(
             "grad_output": given_grad_output,
         },
     )
-    return CrossEntropyProblem(
+    return ClassProblem(
         logits=_native(given_logits),
         axis=axis,
         classes=classes,
@@ -193,10 +260,15 @@ def cross_entropy(
         want_grad=bool(return_grad) or out_grad is not None,
         out_grad=out_grad,
         num_threads=threads(num_threads),
+        loss=loss,
+        focal=focal if gamma else 0.0,
+        gamma=gamma,
+        power=_margin_power(power),
+        margin=_number("margin", margin, "finite"),
     )
 
 
-def binary_cross_entropy_with_logits(
+def element_loss(
     logits: Any,
     target: Any,
     *,
@@ -209,15 +281,21 @@ def binary_cross_entropy_with_logits(
     out_grad: Any,
     grad_output: Any,
     num_threads: Any,
-) -> BinaryProblem:
-    given_logits = _floats("logits", logits)
+    name: str = "logits",
+    loss: Any = "bce_with_logits",
+    normalizer: float | None = None,
+    alpha: Any = None,
+    gamma: Any = 2.0,
+    margin: Any = 1.0,
+) -> ElementProblem:
+    given_logits = _floats(name, logits)
     shape = given_logits.shape
     dtype = compute_dtype(given_logits.dtype)
     given_target = _numbers("target", target, optional=False)
     assert given_target is not None
     if given_target.shape != shape:
         raise ValueError(
-            f"target has shape {given_target.shape}, but needs one entry a logit: the logits' shape {shape}"
+            f"target has shape {given_target.shape}, but needs one entry for each of the {name}: shape {shape}"
         )
     given_weight = _broadcastable("weight", weight, shape)
     given_pos_weight = _broadcastable("pos_weight", pos_weight, shape)
@@ -235,7 +313,7 @@ def binary_cross_entropy_with_logits(
     )
     if ignore_index is not None:
         ignore_index = _in_dtype(_number("ignore_index", ignore_index, "None, or finite"), given_target.dtype)
-    return BinaryProblem(
+    return ElementProblem(
         logits=_native(given_logits),
         target=_native(given_target),
         weight=None if given_weight is None else _convert(given_weight, dtype),
@@ -247,7 +325,111 @@ def binary_cross_entropy_with_logits(
         want_grad=bool(return_grad) or out_grad is not None,
         out_grad=out_grad,
         num_threads=threads(num_threads),
+        loss=loss,
+        normalizer=normalizer,
+        alpha=-1.0 if alpha is None else _number("alpha", alpha, "None, or in [0, 1]", low=0.0, high=1.0),
+        gamma=_number("gamma", gamma, "finite and at least 0", low=0.0),
+        margin=_number("margin", margin, "finite"),
+        zero_one=loss in ("soft_margin", "hinge") and given_target.dtype.kind == "b",
     )
+
+
+def overlap(
+    logits: Any,
+    target: Any,
+    *,
+    mode: Any,
+    axis: Any,
+    weight: Any,
+    ignore_index: Any,
+    squared: Any,
+    from_logits: Any,
+    per_sample: Any,
+    reduction: Any,
+    return_grad: Any,
+    out_grad: Any,
+    grad_output: Any,
+    num_threads: Any,
+) -> tuple[OverlapProblem, NDArray, float | NDArray]:
+    """The problem, the weight of each class, and the upstream gradient."""
+    mode = _choice("mode", mode, MODES)
+    given = _floats("logits", logits)
+    given_target = _array("target", target)
+    if mode == "binary":
+        given, given_target, out = _one_class(given, given_target, out_grad, axis)
+        axis, classes = 1, 1
+    else:
+        axis, classes = _class_axis(given, axis)
+        out = out_grad
+    rows = row_shape(given, axis)
+    inner_mode: Literal["multiclass", "multilabel"] = "multiclass" if mode == "multiclass" else "multilabel"
+    if inner_mode == "multiclass":
+        if _check_target(given_target, given.shape, rows, axis, False):
+            raise AssertionError
+    else:
+        _numbers("target", given_target)
+        if given_target.shape != given.shape:
+            raise ValueError(
+                f"target has shape {given_target.shape}, but mode={mode!r} needs a mask of the logits' shape "
+                f"{np.shape(logits)}"
+            )
+    per_sample = bool(per_sample)
+    if per_sample and (given.ndim < 2 or axis == 0):
+        raise ValueError(
+            f"per_sample needs the samples on axis 0 and the classes on another, but logits have shape {given.shape} "
+            f"and class axis {axis}"
+        )
+    given_weight = _numbers("weight", weight)
+    if given_weight is not None:
+        if mode == "binary":
+            raise ValueError("weight is given, but mode='binary' has one class: expected None")
+        if given_weight.shape != (classes,):
+            raise ValueError(
+                f"weight has shape {given_weight.shape}, but {classes} classes need one entry each: shape ({classes},)"
+            )
+        if not (given_weight.astype(np.float64) >= 0).all() or not np.any(given_weight):
+            raise ValueError("weight must hold numbers that are at least 0, and not only 0")
+    reduction = _choice("reduction", reduction, REDUCTIONS)
+    shape = ((given.shape[0],) if per_sample else ()) + (classes,)
+    given_grad_output, upstream = _grad_output(grad_output, reduction, shape, _FLOAT64)
+    _check_out_grad(out, given, {"target": given_target, "weight": given_weight, "grad_output": given_grad_output})
+    problem = OverlapProblem(
+        logits=_native(given),
+        axis=axis,
+        classes=classes,
+        target=_native(given_target, contiguous=inner_mode == "multiclass"),
+        mode=inner_mode,
+        from_logits=bool(from_logits),
+        squared=bool(squared),
+        ignore_index=None if ignore_index is None else _ignore_index(ignore_index),
+        per_sample=per_sample,
+        want_grad=bool(return_grad) or out_grad is not None,
+        out_grad=out,
+        num_threads=threads(num_threads),
+        user_out=out_grad,
+        is_binary=mode == "binary",
+    )
+    weights = np.ones(classes) if given_weight is None else given_weight.astype(np.float64)
+    return problem, weights, upstream
+
+
+def _one_class(logits: NDArray, target: NDArray, out_grad: Any, axis: Any) -> tuple[NDArray, NDArray, Any]:
+    """Binary logits, target and gradient as (N, 1, ...): one class on axis 1, which the target may lack."""
+    if logits.ndim == 0:
+        raise ValueError("logits have no dimensions: expected at least one")
+    axis = _index("axis", axis)
+    if target.shape != logits.shape and -logits.ndim <= axis < logits.ndim:
+        without = row_shape(logits, axis % logits.ndim)
+        if target.shape != without or logits.shape[axis] != 1:
+            raise ValueError(
+                f"target has shape {target.shape}, but mode='binary' needs a mask of the logits' shape {logits.shape}, "
+                f"or without their axis {axis} where that has length 1"
+            )
+        target = target.reshape(logits.shape)
+    if isinstance(out_grad, np.ndarray) and out_grad.shape != logits.shape:
+        _check_output("out_grad", out_grad, logits.shape)
+    out = np.expand_dims(out_grad, 1) if isinstance(out_grad, np.ndarray) else out_grad
+    return np.expand_dims(logits, 1), np.expand_dims(target, 1), out
 
 
 def softmax(kind: Any, logits: Any, axis: Any, num_threads: Any) -> SoftmaxProblem:
@@ -260,10 +442,12 @@ def elementwise(kind: Any, x: Any, num_threads: Any) -> MapProblem:
     return MapProblem(kind, _native(_floats("x", x)), threads(num_threads))
 
 
-def raise_bad_index(problem: CrossEntropyProblem) -> None:
+def raise_bad_index(problem: ClassProblem | OverlapProblem) -> None:
     """Raises IndexError for the first target that is neither a class nor ignore_index; returns where there is none."""
     target, classes, ignore = problem.target, problem.classes, problem.ignore_index
-    bad = ((target < 0) | (target >= classes)) & (target != ignore)
+    bad = (target < 0) | (target >= classes)
+    if ignore is not None:
+        bad &= target != ignore
     if not np.any(bad):
         return
     position = np.unravel_index(int(np.argmax(bad)), target.shape)
@@ -271,11 +455,23 @@ def raise_bad_index(problem: CrossEntropyProblem) -> None:
     raise IndexError(
         f"target{where} is {int(target[position])}, but logits have {classes} "
         f"{'class' if classes == 1 else 'classes'} on axis {problem.axis}: "
-        f"expected 0 <= target < {classes}, or ignore_index={ignore}"
+        f"expected 0 <= target < {classes}" + ("" if ignore is None else f", or ignore_index={ignore}")
     )
 
 
-def check_denominator(problem: CrossEntropyProblem, denominator: float) -> None:
+def check_probabilities(problem: ElementProblem) -> None:
+    """Raises ValueError for the first probability outside [0, 1]."""
+    bad = (problem.logits < 0) | (problem.logits > 1)
+    if np.any(bad):
+        position = np.unravel_index(int(np.argmax(bad)), bad.shape)
+        where = f"[{', '.join(str(int(i)) for i in position)}]" if position else ""
+        raise ValueError(
+            f"probs{where} is {float(problem.logits[position]):g}, but probabilities lie in [0, 1]: for logits see "
+            "binary_cross_entropy_with_logits"
+        )
+
+
+def check_denominator(problem: ClassProblem, denominator: float) -> None:
     """Raises ValueError for the mean over nothing where the user asked for that."""
     if problem.reduction == "mean" and problem.normalizer is None and problem.empty == "raise" and denominator == 0:
         raise ValueError(
@@ -298,6 +494,60 @@ def row_shape(logits: NDArray, axis: int) -> tuple[int, ...]:
 
 _FLOAT32 = np.dtype(np.float32)
 _FLOAT64 = np.dtype(np.float64)
+
+
+def length(name: str, value: Any) -> int:
+    """The length of the first axis."""
+    array = _floats(name, value)
+    if array.ndim == 0:
+        raise ValueError(f'{name} has no dimensions: reduction="batchmean" divides by the length of the first')
+    return int(array.shape[0])
+
+
+def labels(logits: Any) -> int:
+    """The length of the last axis."""
+    array = _floats("logits", logits)
+    if array.ndim == 0:
+        raise ValueError("logits have no dimensions: expected at least one, the labels")
+    return int(array.shape[-1])
+
+
+def last_axis(logits: Any) -> int:
+    """The class axis of (N, C) or (C,) logits."""
+    shape = _floats("logits", logits).shape
+    if len(shape) > 2:
+        raise ValueError(f"logits have shape {shape}: expected (N, C) or (C,)")
+    return -1
+
+
+def upstream(value: Any, reduction: Any, shape: tuple[int, ...]) -> float | NDArray:
+    """The upstream gradient of a loss of this shape."""
+    return _grad_output(value, _choice("reduction", reduction, REDUCTIONS), shape, _FLOAT64)[1]
+
+
+def class_weight(value: Any, problem: OverlapProblem) -> NDArray | None:
+    """The class weights of a cross-entropy, for the kernels."""
+    given = _numbers("weight", value)
+    if given is not None and given.shape != (problem.classes,):
+        raise ValueError(
+            f"weight has shape {given.shape}, but {problem.classes} classes need one entry each: shape "
+            f"({problem.classes},)"
+        )
+    return None if given is None else _convert(given, problem.compute_dtype, contiguous=True)
+
+
+def upstream_of_samples(value: Any, logits: Any, reduction: Any) -> NDArray | None:
+    """For reduction "none" over samples of several labels: the upstream gradient of each label's loss, or None where
+    it is the same number for all."""
+    if reduction != "none":
+        return None
+    array = _floats("logits", logits)
+    samples, upstream = _grad_output(value, reduction, array.shape[:-1], compute_dtype(array.dtype))
+    every = np.empty(array.shape, compute_dtype(array.dtype))
+    every[...] = (upstream if samples is None else np.asarray(upstream)[..., None]) / np.asarray(
+        max(array.shape[-1], 1)
+    )
+    return every
 
 
 def threads(value: Any) -> int | None:
@@ -384,9 +634,52 @@ def _class_axis(logits: NDArray, axis: Any) -> tuple[int, int]:
     return axis, classes
 
 
-def _check_target(target: NDArray, shape: tuple[int, ...], row_shape: tuple[int, ...], axis: int) -> bool:
+def _ignore_index(value: Any) -> int:
+    index = _index("ignore_index", value)
+    if not -(2**63) <= index < 2**63:
+        raise ValueError(f"ignore_index must fit in a signed 64-bit integer, not {index}")
+    return index
+
+
+def _margin_power(value: Any) -> int:
+    power = _index("p", value)
+    if power not in (1, 2):
+        raise ValueError(f"p must be 1 or 2, not {power}")
+    return power
+
+
+def _check_label_lists(target: NDArray, shape: tuple[int, ...]) -> None:
+    """multilabel_margin_loss: the classes of each row, up to the first -1."""
+    if len(shape) > 2:
+        raise ValueError(f"logits have shape {shape}: expected (N, C) or (C,)")
+    if target.dtype.kind not in "iu":
+        raise TypeError(f"target must hold class indices, padded with -1, of an integer dtype, not {target.dtype.name}")
+    if target.shape != shape:
+        raise ValueError(f"target has shape {target.shape}, but needs the logits' shape {shape}, padded with -1")
+    classes = shape[-1]
+    bad = (target.astype(np.int64) < -1) | (target >= classes)
+    if bad.any():
+        position = np.unravel_index(int(np.argmax(bad)), target.shape)
+        raise IndexError(
+            f"target[{', '.join(str(int(i)) for i in position)}] is {int(target[position])}, but logits have {classes} "
+            f"classes: expected 0 <= target < {classes}, or -1 after the last"
+        )
+
+
+def _check_target(
+    target: NDArray,
+    shape: tuple[int, ...],
+    row_shape: tuple[int, ...],
+    axis: int,
+    may_be_probabilities: bool,
+) -> bool:
     """Whether target holds probabilities."""
     dtype = target.dtype
+    if not may_be_probabilities and dtype.kind not in "biu":
+        raise TypeError(
+            f"target must be class indices of an integer dtype and shape {row_shape}, not {dtype.name}"
+            + (f": for one-hot labels give target.argmax(axis={axis})" if target.shape == shape else "")
+        )
     if dtype.kind == "b":
         raise TypeError(
             "target is boolean: expected class indices of an integer dtype, or floating probabilities; "
@@ -429,6 +722,31 @@ def _number(
     if not (math.isfinite(number) and low <= number <= high and number > above):
         raise ValueError(f"{name} must be {expected}, not {number:g}")
     return number
+
+
+def number(name: str, value: Any, *, low: float = -math.inf, above: float = -math.inf) -> float:
+    """A finite number that is at least `low`, and above `above`."""
+    bound = f" and at least {low:g}" if low > -math.inf else f" and above {above:g}" if above > -math.inf else ""
+    return _number(name, value, "finite" + bound, low=low, above=above)
+
+
+def at_least_one(name: str, value: Any) -> int:
+    count = _index(name, value)
+    if count < 1:
+        raise ValueError(f"{name} must hold numbers that are at least 1, not {count}")
+    return count
+
+
+def probability(name: str, value: Any) -> float:
+    """A number between 0 and 1."""
+    number = _number(name, value, "in (0, 1)", above=0.0)
+    if number >= 1:
+        raise ValueError(f"{name} must be in (0, 1), not {number:g}")
+    return number
+
+
+def choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    return str(_choice(name, value, choices))
 
 
 def parameter(name: str, value: Any) -> float:
@@ -534,7 +852,7 @@ def _check_output(name: str, out: Any, shape: tuple[int, ...]) -> None:
         )
 
 
-def check_out_hess(out: Any, problem: BinaryProblem) -> None:
+def check_out_hess(out: Any, problem: ElementProblem) -> None:
     """What receives second derivatives overlaps no other array of the problem."""
     _check_output("out_hess", out, problem.logits.shape)
     grad_output = problem.grad_output if isinstance(problem.grad_output, np.ndarray) else None

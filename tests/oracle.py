@@ -25,9 +25,11 @@ def cross_entropy(
     normalizer=None,
     reduction="mean",
     grad_output=1.0,
+    gamma=0.0,
 ):
-    """(loss, gradient): float or float64 array, and float64 array."""
+    """(loss, gradient): float or float64 array, and float64 array. A gamma makes it the focal loss."""
     logits, target = np.asarray(logits), np.asarray(target)
+    gamma = mp.mpf(float(gamma))
     axis = 0 if logits.ndim == 1 else axis % logits.ndim
     classes = logits.shape[axis]
     is_probabilities = target.dtype.kind not in "iu"
@@ -48,7 +50,10 @@ def cross_entropy(
         denominator += s if is_probabilities else s * weights[int(target[row])]
         z, slope, lse, p = _row(tuple(float(value) for value in logits[at]), softcap)
         a = [w * ((1 - smoothing) * q_c + smoothing / classes) for w, q_c in zip(weights, q, strict=True)]
-        losses[row] = s * (mp.fsum(a_c * (lse - z_c) for a_c, z_c in zip(a, z, strict=True)) + z_loss * lse**2)
+        focus, slopes = zip(*(_focus(p_c, lse - z_c, gamma) for p_c, z_c in zip(p, z, strict=True)), strict=True)
+        parts = mp.fsum(a_c * f_c * (lse - z_c) for a_c, f_c, z_c in zip(a, focus, z, strict=True))
+        losses[row] = s * (parts + z_loss * lse**2)
+        a = [a_c * h_c for a_c, h_c in zip(a, slopes, strict=True)]
         total = mp.fsum(a)
         grads[row] = [
             s * (total * p_c - a_c + 2 * z_loss * lse * p_c) * slope_c
@@ -103,6 +108,29 @@ def binary_cross_entropy_with_logits(
     return _reduced(losses, logits.shape, reduction), grad
 
 
+def binary_cross_entropy(probs, target):
+    """Losses and slopes of each element, away from the bounds of the logs."""
+
+    def element(p, y):
+        return -y * mp.log(p) - (1 - y) * mp.log(1 - p), (p - y) / (p * (1 - p))
+
+    return _elements(element, probs, target)
+
+
+def sigmoid_focal_loss(logits, target, *, alpha=0.25, gamma=2.0):
+    """Losses and slopes of each element."""
+    gamma = mp.mpf(float(gamma))
+
+    def element(z, y):
+        p, not_p = 1 / (1 + mp.exp(-z)), 1 / (1 + mp.exp(z))
+        factor = mp.mpf(1) if alpha is None else mp.mpf(alpha) * y + (1 - mp.mpf(alpha)) * (1 - y)
+        miss, entropy = y * not_p + (1 - y) * p, -y * mp.log(p) - (1 - y) * mp.log(not_p)
+        slope = p - y + gamma * (1 - 2 * y) * p * not_p / miss * entropy
+        return factor * miss**gamma * entropy, factor * miss**gamma * slope
+
+    return _elements(element, logits, target)
+
+
 def log_softmax(row):
     """Logs of the probabilities of one row, as mpmath numbers."""
     z, _, lse, _ = _row(tuple(float(value) for value in row), None)
@@ -121,6 +149,23 @@ def _row(values, softcap):
     exps = [mp.exp(value) for value in z]
     total = mp.fsum(exps)
     return z, slope, mp.log(total), [value / total for value in exps]
+
+
+def _focus(p, gap, gamma):
+    """(1 - p)^gamma, and what d/dz_k of it times gap has before (p_k - [k is the class]); gap is -log(p)."""
+    if gamma == 0:
+        return mp.mpf(1), mp.mpf(1)
+    if p == 1:
+        return mp.mpf(0), mp.mpf(0)
+    return (1 - p) ** gamma, (1 - p) ** gamma + gamma * p * (1 - p) ** (gamma - 1) * gap
+
+
+def _elements(element, given, target):
+    losses, slopes = np.empty(given.shape), np.empty(given.shape)
+    for at in np.ndindex(given.shape):
+        loss, slope = element(mp.mpf(float(given[at])), mp.mpf(float(target[at])))
+        losses[at], slopes[at] = float(loss), float(slope)
+    return losses, slopes
 
 
 def _reduced(losses, shape, reduction):

@@ -144,7 +144,7 @@ BINARY = [
     (
         dict(target=np.zeros((4, 1))),
         ValueError,
-        "target has shape (4, 1), but needs one entry a logit: the logits' shape (4, 10)",
+        "target has shape (4, 1), but needs one entry for each of the logits: shape (4, 10)",
     ),
     (dict(target=None), TypeError, "target must be boolean, integer or floating, not object"),
     (dict(target=P + 0j), TypeError, "target must be boolean, integer or floating, not complex128"),

@@ -98,3 +98,43 @@ def test_primitives(engine):
     assert fl.softplus([-50.0, 2.0], engine=engine) == pytest.approx(
         [1.928749847963918e-22, 2.1269280110429727], rel=1e-14
     )
+
+
+def test_probabilities(engine):
+    for probs, target, loss in (
+        ([0.75], [1], 0.2877),
+        ([0.277, 0.299, 0.424], [0, 0, 1], 0.5125),
+        ([0.858, 0.679], [1, 0], 0.6447),
+    ):
+        assert fl.binary_cross_entropy(probs, target, engine=engine) == pytest.approx(loss, abs=5e-5)
+    assert fl.nll_loss([[-0.6, -0.5, -0.3]], [1], engine=engine) == 0.5
+    # Divergences are in nats: 0.4 log(0.4 / 0.3) + ...
+    p, q = np.array([[0.4, 0.1, 0.25, 0.25]]), np.array([[0.3, 0.15, 0.25, 0.3]])
+    divergence = fl.cross_entropy(np.log(q), p, engine=engine) - fl.entropy(np.log(p), engine=engine)[0]
+    assert fl.kl_div(np.log(q), p, reduction="batchmean", engine=engine) == pytest.approx(divergence, rel=1e-12)
+
+
+def test_focal(engine):
+    """A probability of 0.9 counts a hundredth of its cross-entropy with gamma = 2: Lin et al. 2017, section 3.1."""
+    logits = np.array([[math.log(9.0), 0.0]])
+    for gamma in (0, 1, 2, 5):
+        expected = pytest.approx(-(0.1**gamma) * math.log(0.9), rel=1e-12)
+        assert fl.focal_cross_entropy(logits, [0], gamma=gamma, engine=engine) == expected
+        assert fl.sigmoid_focal_loss(logits[:, 0], [1], alpha=None, gamma=gamma, engine=engine) == expected
+
+
+def test_margins(engine):
+    assert fl.hinge_loss([0.5, 2.0, -0.25], [1, 1, -1], engine=engine) == pytest.approx(1.25 / 3, rel=1e-15)
+    # The examples in torch's documentation of MultiMarginLoss and MultiLabelMarginLoss.
+    scores = [[0.1, 0.2, 0.4, 0.8]]
+    assert fl.multi_margin_loss(scores, [3], engine=engine) == pytest.approx(0.325, rel=1e-14)
+    assert fl.multilabel_margin_loss(scores, [[3, 0, -1, 1]], engine=engine) == pytest.approx(0.85, rel=1e-14)
+
+
+def test_overlap(engine):
+    """Half of a mask of two found, and nothing else: Dice 2 / 3, Jaccard 1 / 2."""
+    probs, mask = np.array([1.0, 0.0, 0.0, 0.0]), [1, 1, 0, 0]
+    options = {"mode": "binary", "from_logits": False, "engine": engine}
+    assert fl.dice_loss(probs, mask, **options) == pytest.approx(1 / 3, rel=1e-14)
+    assert fl.jaccard_loss(probs, mask, **options) == pytest.approx(1 / 2, rel=1e-14)
+    assert fl.tversky_loss(probs, mask, alpha=0.3, beta=0.7, **options) == pytest.approx(1 - 1 / 1.7, rel=1e-14)

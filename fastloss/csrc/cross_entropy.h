@@ -23,11 +23,13 @@ typedef struct {
     char *probs[ROW_BATCH]; /* not for the fast kernels */
     int64_t y[ROW_BATCH];
     REAL a[ROW_BATCH], s[ROW_BATCH], g[ROW_BATCH], loss[ROW_BATCH];
+    REAL lse[ROW_BATCH], entropy[ROW_BATCH]; /* by-products, where they are asked for, */
+    REAL ahead[ROW_BATCH];                   /* and the number of classes that rank in front of the target */
 } V(batch);
 
 /* What the rows of a vector need after their sums are known. */
 typedef struct {
-    V(vec) loss, factor, target_grad, shift;
+    V(vec) loss, factor, target_grad, shift, log_sum, inverse;
 } V(finished);
 
 /* x, but for factor * x = 0 even where x is infinite. NaN stays. */
@@ -35,8 +37,21 @@ static INLINE V(vec) V(zero_times)(V(vec) factor, V(vec) x) {
     return V(select)(V(eq)(factor, V(set)(0)), V(min)(V(set)(-REAL_LOWEST), x), x);
 }
 
+/* The part of class c in a focal loss is f(p_c) (lse - z_c) with f(p) = (1 - focal) + focal (1 - p)^gamma, and its
+ * derivative by z_k is h(p_c) (p_k - [c = k]) with h = f - p f' log(p); gap is lse - z_c. */
+static INLINE V(vec) V(focal_factors)(const class_task *task, V(vec) p, V(vec) not_p, V(vec) gap, V(vec) * h) {
+    const REAL focal = (REAL)task->call.focal, gamma = (REAL)task->call.gamma;
+    const V(vec) zero = V(set)(0), one = V(set)(1);
+    const V(vec) power = V(mul)(V(set)(focal), V(focus)(not_p, gamma));
+    const V(vec) f = V(add)(V(set)(1 - focal), power);
+    /* gap / not_p tends to 1 where both vanish. */
+    const V(vec) ratio = V(select)(V(eq)(not_p, zero), one, V(div)(gap, not_p));
+    *h = V(fma)(V(mul)(power, V(set)(gamma)), V(mul)(p, V(zero_times)(p, ratio)), f);
+    return f;
+}
+
 /* rest is in units of e^m; distance_sum is the sum of m - z_c, where labels are smoothed. */
-static INLINE V(finished) V(finish)(const softmax_task *task, V(vec) m, V(vec) z_y, V(vec) rest, V(vec) distance_sum,
+static INLINE V(finished) V(finish)(const class_task *task, V(vec) m, V(vec) z_y, V(vec) rest, V(vec) distance_sum,
                                     V(vec) a, V(vec) s, V(vec) g) {
     const REAL smoothing = (REAL)task->call.label_smoothing;
     const REAL u = (REAL)(task->call.label_smoothing / (double)task->call.classes);
@@ -46,8 +61,13 @@ static INLINE V(finished) V(finish)(const softmax_task *task, V(vec) m, V(vec) z
     const V(vec) inverse = V(div)(one, V(add)(rest, e_y));
     const V(vec) log_sum = V(log1p_inverse)(V(add)(rest, V(sub)(e_y, one)), inverse);
     const V(vec) nll = V(add)(V(sub)(m, z_y), log_sum);
-    V(vec) loss = V(mul)(a, V(zero_times)(a, nll));
-    V(vec) total = a, extra = V(set)(0);
+    V(vec) part = a, total = a, extra = V(set)(0);
+    if (task->call.focal > 0) {
+        V(vec) h;
+        part = V(mul)(a, V(focal_factors)(task, V(mul)(e_y, inverse), V(mul)(rest, inverse), nll, &h));
+        total = V(mul)(a, h);
+    }
+    V(vec) loss = V(mul)(part, V(zero_times)(part, nll));
     if (smoothing > 0) {
         loss = V(add)(loss, V(fma)(V(set)(u), distance_sum, V(mul)(V(set)(smoothing), log_sum)));
         total = V(add)(total, V(set)(smoothing));
@@ -63,11 +83,99 @@ static INLINE V(finished) V(finish)(const softmax_task *task, V(vec) m, V(vec) z
     const V(vec) pull = V(mul)(V(sub)(V(mul)(extra, e_y), V(mul)(total, rest)), inverse);
     f.target_grad = V(mul)(g, V(add)(pull, V(set)(smoothing - u)));
     f.shift = V(mul)(g, V(set)(u));
+    f.log_sum = log_sum;
+    f.inverse = inverse;
     return f;
 }
 
 #undef SCALE_DOWN
 #define SCALE_DOWN ((REAL)1 / (REAL)((uint64_t)1 << EXP_SCALE_BITS))
+
+/* ---- By-products: how many classes rank in front of the target, and the entropy
+ * -----------------------------------------------------------------------------------------*/
+
+/* The sums of a row that they follow from. */
+typedef struct {
+    V(vec) rest, moment, ahead; /* of e^x, but for the target's; of x e^x, x <= 0; and of classes in front */
+} V(metric_sums);
+
+/* x e^x 2^EXP_SCALE_BITS for x <= 0, 0 for -inf. */
+static INLINE V(vec) V(moment)(V(vec) x, V(vec) e) { return V(mul)(e, V(max)(V(set)(-1000), x)); }
+
+/* Adds n logits whose maximum is m. Equal logits of classes before y rank in front of it. */
+static INLINE void V(metrics_block)(const REAL *z, ptrdiff_t n, REAL m, ptrdiff_t y, REAL z_y, V(metric_sums) * sums) {
+    const V(vec) zero = V(set)(0), one = V(set)(1), top = V(set)(m), at = V(set)(z_y);
+    for (ptrdiff_t i = 0; i < n; i += LANES) {
+        const V(vec) value = n - i < LANES ? V(load_part)(z + i, n - i, -INFINITY) : V(load)(z + i);
+        const V(vec) x = V(sub)(value, top), e = V(exp_scaled)(x);
+        V(vec) other = e, in_front = V(select)(V(lt)(at, value), one, zero);
+        if (i <= y) { /* up to the target's vector, which is in the first-level cache */
+            const V(int) offset = V(int_set)((V(index))(y - i < LANES ? y - i : LANES));
+            if (y - i < LANES) {
+                other = V(zero_where)(V(int_eq)(V(lane_numbers)(), offset), e);
+                for (ptrdiff_t k = i; k < y; k++)
+                    sums->ahead = V(add)(sums->ahead, V(set)(z[k] == z_y ? (REAL)1 / LANES : 0));
+            } else {
+                in_front = V(select)(V(lt)(value, at), zero, one);
+            }
+        }
+        sums->rest = V(add)(sums->rest, other);
+        sums->moment = V(add)(sums->moment, V(moment)(x, e));
+        sums->ahead = V(add)(sums->ahead, in_front);
+    }
+}
+
+/* The by-products of a vector of rows: log_sum and 1 / sum as V(finish) has them, moment in scaled units. */
+static INLINE void V(finish_metrics)(const V(finished) * f, V(vec) m, V(vec) moment, REAL *lse, REAL *entropy) {
+    V(store)(lse, V(add)(m, f->log_sum));
+    V(store)(entropy, V(fnma)(V(mul)(moment, V(set)(SCALE_DOWN)), f->inverse, f->log_sum));
+}
+
+/* One row of any length, for its loss and by-products. */
+static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i) {
+    const ptrdiff_t classes = task->call.classes, y = (ptrdiff_t)batch->y[i];
+    const int dtype = task->call.logits.dtype;
+    const ptrdiff_t size = dtype_size(dtype);
+    const bool smooth = task->call.label_smoothing > 0;
+    const char *z = batch->z[i];
+    const V(vec) zero = V(set)(0);
+    REAL block[BLOCK], lse[LANES], entropy[LANES];
+    const REAL z_y = V(load_one)(z + y * size, dtype);
+    V(vec) max = V(set)(-INFINITY);
+    for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
+        const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
+        max = V(max)(batch->native ? V(max_block)((const REAL *)z + c, n)
+                                   : V(load_block)(z + c * size, dtype, n, -INFINITY, block),
+                     max);
+    }
+    const REAL m = V(hmax)(max);
+    V(acc) rest = V(acc_zero)(), moment = rest, ahead = rest, distance = rest;
+    for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
+        const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
+        const REAL *p = (const REAL *)z + c;
+        if (!batch->native) {
+            V(load_block)(z + c * size, dtype, n, -INFINITY, block);
+            p = block;
+        }
+        V(metric_sums) sums = {zero, zero, zero};
+        V(metrics_block)(p, n, m, y - c, z_y, &sums);
+        V(acc_add)(&rest, sums.rest);
+        V(acc_add)(&moment, sums.moment);
+        V(acc_add)(&ahead, sums.ahead);
+        V(vec) gap = zero;
+        for (ptrdiff_t k = 0; smooth && k < n; k += LANES)
+            gap = V(add)(gap, V(sub)(V(set)(m), n - k < LANES ? V(load_part)(p + k, n - k, m) : V(load)(p + k)));
+        V(acc_add)(&distance, gap);
+    }
+    const V(finished) f =
+        V(finish)(task, V(set)(m), V(set)(z_y), V(set)((REAL)(V(acc_sum)(rest) * SCALE_DOWN)),
+                  V(set)((REAL)V(acc_sum)(distance)), V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
+    V(finish_metrics)(&f, V(set)(m), V(set)((REAL)V(acc_sum)(moment)), lse, entropy);
+    batch->loss[i] = V(first_lane)(f.loss);
+    batch->lse[i] = lse[0];
+    batch->entropy[i] = entropy[0];
+    batch->ahead[i] = (REAL)V(acc_sum)(ahead);
+}
 
 /* ---- Long rows: block by block against a reference, which need not be the maximum
  * ------------------------------------
@@ -85,14 +193,14 @@ static INLINE V(finished) V(finish)(const softmax_task *task, V(vec) m, V(vec) z
 #define FETCHED_ROW (262144 / (ptrdiff_t)sizeof(REAL))
 
 /* n logits from z on as the working type: where they lie, or in `block`; and the maximum of each lane. */
-static INLINE const REAL *V(working)(const softmax_task *task, const void *z, ptrdiff_t n, bool native, REAL *block,
+static INLINE const REAL *V(working)(const class_task *task, const void *z, ptrdiff_t n, bool native, REAL *block,
                                      V(vec) * max) {
     *max = native ? V(max_block)(z, n) : V(load_block)(z, task->call.logits.dtype, n, -INFINITY, block);
     return native ? (const REAL *)z : block;
 }
 
 /* The maximum of any number of logits. */
-static INLINE REAL V(max_of)(const softmax_task *task, const char *z, ptrdiff_t n, bool native) {
+static INLINE REAL V(max_of)(const class_task *task, const char *z, ptrdiff_t n, bool native) {
     if (native) return V(hmax)(V(max_block)((const REAL *)z, n));
     V(vec) max = V(set)(-INFINITY);
     for (ptrdiff_t c = 0; c < n; c += BLOCK) {
@@ -113,7 +221,7 @@ typedef struct {
     ptrdiff_t y, done;
 } V(pending);
 
-static INLINE void V(stream_pending)(const softmax_task *task, V(pending) * row, ptrdiff_t end, bool native) {
+static INLINE void V(stream_pending)(const class_task *task, V(pending) * row, ptrdiff_t end, bool native) {
     if (!row->grad) return;
     const ptrdiff_t classes = task->call.classes;
     const int dtype = task->call.grad.dtype;
@@ -131,7 +239,7 @@ static INLINE void V(stream_pending)(const softmax_task *task, V(pending) * row,
 }
 
 /* pending: NULL where the gradient is not streamed. */
-static INLINE void V(row)(const softmax_task *task, V(batch) * batch, ptrdiff_t i, V(pending) * pending, bool native,
+static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i, V(pending) * pending, bool native,
                           bool smooth, bool with_grad) {
     const ptrdiff_t classes = task->call.classes, y = (ptrdiff_t)batch->y[i];
     const ptrdiff_t in_size = native ? (ptrdiff_t)sizeof(REAL) : dtype_size(task->call.logits.dtype);
@@ -211,12 +319,12 @@ static INLINE void V(row)(const softmax_task *task, V(batch) * batch, ptrdiff_t 
 /* Up to here, as many rows as a vector has lanes fit into the first-level cache, with their gradients. */
 #define ONE_BLOCK_ROW 256
 
-static INLINE void V(rows)(const softmax_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n, bool native,
-                           bool smooth, bool with_grad) {
+static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n, bool native,
+                           bool smooth, bool with_grad, bool with_metrics) {
     const ptrdiff_t classes = task->call.classes;
     REAL z_y[LANES], m[LANES], stage[LANES][ONE_BLOCK_ROW + LANES];
     const REAL *z[LANES];
-    V(vec) reduced[LANES], distances[LANES];
+    V(vec) reduced[LANES], distances[LANES], moments[LANES], aheads[LANES];
     for (ptrdiff_t r = 0; r < LANES; r++) {
         const ptrdiff_t i = first + (r < n ? r : 0);
         z[r] = V(working)(task, batch->z[i], classes, native, stage[r], &reduced[r]);
@@ -227,15 +335,27 @@ static INLINE void V(rows)(const softmax_task *task, V(batch) * batch, ptrdiff_t
     for (ptrdiff_t r = 0; r < n; r++) {
         REAL *e = !with_grad ? NULL : native ? (REAL *)batch->grad[first + r] : stage[r];
         distances[r] = V(set)(0);
+        if (with_metrics) {
+            V(metric_sums) sums = {V(set)(0), V(set)(0), V(set)(0)};
+            V(metrics_block)(z[r], classes, m[r], (ptrdiff_t)batch->y[first + r], z_y[r], &sums);
+            reduced[r] = sums.rest;
+            moments[r] = sums.moment;
+            aheads[r] = sums.ahead;
+            continue;
+        }
         reduced[r] = V(exp_block)(z[r], e, classes, m[r], true, (ptrdiff_t)batch->y[first + r],
                                   native ? LANES * classes : 0, native && with_grad, smooth ? &distances[r] : NULL);
     }
-    for (ptrdiff_t r = n; r < LANES; r++) distances[r] = V(set)(0);
+    for (ptrdiff_t r = n; r < LANES; r++) distances[r] = moments[r] = aheads[r] = V(set)(0);
     const V(vec) rest = V(mul)(V(rows_sum)(reduced), V(set)(SCALE_DOWN));
     const V(vec) distance_sum = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
     const V(finished) f = V(finish)(task, max, V(load)(z_y), rest, distance_sum, V(load)(batch->a + first),
                                     V(load)(batch->s + first), V(load)(batch->g + first));
     V(store)(batch->loss + first, f.loss);
+    if (with_metrics) {
+        V(finish_metrics)(&f, max, V(rows_sum)(moments), batch->lse + first, batch->entropy + first);
+        V(store)(batch->ahead + first, V(rows_sum)(aheads));
+    }
     if (!with_grad) return;
     REAL factor[LANES], target_grad[LANES], shift[LANES];
     V(store)(factor, V(mul)(f.factor, V(set)(SCALE_DOWN)));
@@ -272,17 +392,20 @@ static INLINE void V(rows)(const softmax_task *task, V(batch) * batch, ptrdiff_t
 typedef struct {
     V(index) y[LANE_TARGETS]; /* -1: ignored */
     REAL a[LANE_TARGETS], s[LANE_TARGETS], g[LANE_TARGETS], loss[LANE_TARGETS];
+    REAL lse[LANE_TARGETS], entropy[LANE_TARGETS], ahead[LANE_TARGETS];
     bool any_ignored;
 } V(lane_batch);
 
 /* Targets [at, at + groups * vectors * LANES) of the batch, or with `part` that many of one vector. z and grad point to
  * the first of them. */
-static INLINE void V(lanes)(const softmax_task *task, const REAL *z, ptrdiff_t z_stride, REAL *grad,
-                            ptrdiff_t grad_stride, ptrdiff_t classes, V(lane_batch) * batch, ptrdiff_t at,
-                            ptrdiff_t groups, ptrdiff_t vectors, ptrdiff_t part, bool smooth, bool with_grad) {
+static INLINE void V(lanes)(const class_task *task, const REAL *z, ptrdiff_t z_stride, REAL *grad,
+                            ptrdiff_t grad_stride, ptrdiff_t classes, V(lane_batch) * batch, ptrdiff_t at_,
+                            ptrdiff_t groups, ptrdiff_t vectors, ptrdiff_t part, bool smooth, bool with_grad,
+                            bool with_metrics) {
 #define LOAD_LANES(p) (part ? V(load_part)(p, part, 0) : V(load)(p))
 #define STORE_LANES(p, v) (part ? V(store_part)(p, v, part) : V(store)(p, v))
     V(vec) max[LANE_VECTORS], target_logit[LANE_VECTORS], rest[LANE_VECTORS], distance[LANE_VECTORS];
+    V(vec) moment[LANE_VECTORS];
     const V(vec) zero = V(set)(0);
     for (ptrdiff_t v = 0; v < groups * vectors; v += vectors) {
         V(vec) m[2];
@@ -292,19 +415,28 @@ static INLINE void V(lanes)(const softmax_task *task, const REAL *z, ptrdiff_t z
         for (ptrdiff_t k = 0; k < vectors; k++) max[v + k] = m[k];
     }
     for (ptrdiff_t v = 0; v < groups * vectors; v += vectors) {
-        V(vec) m[2], z_y[2];
+        V(vec) m[2], z_y[2], at[2], seen[2];
         V(int) y[2];
-        V(acc) sums[2], x_sums[2];
+        V(acc) sums[2], x_sums[2], moments[2], aheads[2];
         for (ptrdiff_t k = 0; k < vectors; k++) {
-            y[k] = V(int_load)(batch->y + at + (v + k) * LANES);
+            y[k] = V(int_load)(batch->y + at_ + (v + k) * LANES);
             m[k] = max[v + k];
-            z_y[k] = zero;
-            sums[k] = x_sums[k] = V(acc_zero)();
+            z_y[k] = seen[k] = zero;
+            sums[k] = x_sums[k] = moments[k] = aheads[k] = V(acc_zero)();
+            if (with_metrics) {
+                REAL of_targets[LANES];
+                for (ptrdiff_t i = 0; i < LANES; i++) {
+                    const V(index) target = batch->y[at_ + (v + k) * LANES + i];
+                    of_targets[i] = z[(target < 0 || (part && i >= part) ? 0 : target) * z_stride + (v + k) * LANES +
+                                      (part && i >= part ? 0 : i)];
+                }
+                at[k] = V(load)(of_targets);
+            }
         }
         for (ptrdiff_t first = 0; first < classes; first += CLASS_BLOCK) {
             const ptrdiff_t end = classes - first < CLASS_BLOCK ? classes : first + CLASS_BLOCK;
-            V(vec) sum[2], x_sum[2];
-            for (ptrdiff_t k = 0; k < vectors; k++) sum[k] = x_sum[k] = zero;
+            V(vec) sum[2], x_sum[2], moment_sum[2], ahead[2];
+            for (ptrdiff_t k = 0; k < vectors; k++) sum[k] = x_sum[k] = moment_sum[k] = ahead[k] = zero;
             for (ptrdiff_t c = first; c < end; c++)
                 for (ptrdiff_t k = 0; k < vectors; k++) {
                     const V(vec) value = LOAD_LANES(z + c * z_stride + (v + k) * LANES);
@@ -315,30 +447,45 @@ static INLINE void V(lanes)(const softmax_task *task, const REAL *z, ptrdiff_t z
                     sum[k] = V(add)(sum[k], V(zero_where)(is_target, e));
                     z_y[k] = V(select)(is_target, value, z_y[k]);
                     if (smooth) x_sum[k] = V(add)(x_sum[k], x);
+                    if (with_metrics) {
+                        /* Of equal logits those before the target's class rank in front. */
+                        const V(vec) tie = V(select)(V(eq)(value, at[k]), V(sub)(V(set)(1), seen[k]), zero);
+                        seen[k] = V(select)(is_target, V(set)(1), seen[k]);
+                        ahead[k] =
+                            V(add)(ahead[k], V(select)(V(lt)(at[k], value), V(set)(1), V(zero_where)(is_target, tie)));
+                        moment_sum[k] = V(add)(moment_sum[k], V(moment)(x, e));
+                    }
                 }
             for (ptrdiff_t k = 0; k < vectors; k++) {
                 V(acc_add)(&sums[k], sum[k]);
                 if (smooth) V(acc_add)(&x_sums[k], x_sum[k]);
+                if (with_metrics) V(acc_add)(&moments[k], moment_sum[k]);
+                if (with_metrics) V(acc_add)(&aheads[k], ahead[k]);
             }
         }
         for (ptrdiff_t k = 0; k < vectors; k++) {
             rest[v + k] = V(mul)(V(acc_lanes)(sums[k]), V(set)(SCALE_DOWN));
             distance[v + k] = smooth ? V(sub)(zero, V(acc_lanes)(x_sums[k])) : zero;
             target_logit[v + k] = z_y[k];
+            if (with_metrics) {
+                moment[v + k] = V(acc_lanes)(moments[k]);
+                V(store)(batch->ahead + at_ + (v + k) * LANES, V(acc_lanes)(aheads[k]));
+            }
         }
     }
     V(finished) f[LANE_VECTORS];
     for (ptrdiff_t v = 0; v < groups * vectors; v++) {
-        const ptrdiff_t from = at + v * LANES;
+        const ptrdiff_t from = at_ + v * LANES;
         f[v] = V(finish)(task, max[v], target_logit[v], rest[v], distance[v], V(load)(batch->a + from),
                          V(load)(batch->s + from), V(load)(batch->g + from));
         const V(mask) ignored = V(int_eq)(V(int_load)(batch->y + from), V(int_set)(-1));
         V(store)(batch->loss + from, V(zero_where)(ignored, f[v].loss));
+        if (with_metrics) V(finish_metrics)(&f[v], max[v], moment[v], batch->lse + from, batch->entropy + from);
         f[v].factor = V(mul)(f[v].factor, V(set)(SCALE_DOWN));
     }
     if (!with_grad) return;
     for (ptrdiff_t v = 0; v < groups * vectors; v++) {
-        const V(int) y = V(int_load)(batch->y + at + v * LANES);
+        const V(int) y = V(int_load)(batch->y + at_ + v * LANES);
         const V(mask) ignored = V(int_eq)(y, V(int_set)(-1));
         for (ptrdiff_t c = 0; c < classes; c++) {
             REAL *p = grad + c * grad_stride + v * LANES;
@@ -373,8 +520,8 @@ static INLINE void V(lanes_to_rows)(const REAL *tile, ptrdiff_t c, ptrdiff_t n, 
     for (ptrdiff_t r = 0; r < rows; r++) n == LANES ? V(store)(row[r] + c, v[r]) : V(store_part)(row[r] + c, v[r], n);
 }
 
-static INLINE void V(short_rows)(const softmax_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n,
-                                 ptrdiff_t classes, bool native, bool smooth, bool with_grad) {
+static INLINE void V(short_rows)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n,
+                                 ptrdiff_t classes, bool native, bool smooth, bool with_grad, bool with_metrics) {
     REAL tile[SHORT_ROW * LANE_TARGETS], converted[LANES][SHORT_ROW + LANES];
     V(lane_batch) lanes;
     lanes.any_ignored = false;
@@ -395,10 +542,15 @@ static INLINE void V(short_rows)(const softmax_task *task, V(batch) * batch, ptr
         V(store)(lanes.g + from, V(load)(batch->g + first + from));
     }
     V(lanes)(task, tile, LANE_TARGETS, tile, LANE_TARGETS, classes, &lanes, 0, padded / (2 * LANES), 2, 0, smooth,
-             with_grad);
+             with_grad, with_metrics);
     for (ptrdiff_t from = 0; from < n; from += LANES) {
         const ptrdiff_t rows = n - from < LANES ? n - from : LANES;
         V(store)(batch->loss + first + from, V(load)(lanes.loss + from));
+        if (with_metrics) {
+            V(store)(batch->lse + first + from, V(load)(lanes.lse + from));
+            V(store)(batch->entropy + first + from, V(load)(lanes.entropy + from));
+            V(store)(batch->ahead + first + from, V(load)(lanes.ahead + from));
+        }
         if (!with_grad) continue;
         REAL *row[LANES];
         for (ptrdiff_t r = 0; r < rows; r++) row[r] = native ? (REAL *)batch->grad[first + from + r] : converted[r];
@@ -409,16 +561,16 @@ static INLINE void V(short_rows)(const softmax_task *task, V(batch) * batch, ptr
     }
 }
 
-static INLINE void V(index_rows_as)(const softmax_task *task, V(batch) * batch, bool native, bool smooth,
+static INLINE void V(index_rows_as)(const class_task *task, V(batch) * batch, bool native, bool smooth,
                                     bool with_grad) {
     const ptrdiff_t classes = task->call.classes, count = batch->count;
     if (classes <= SHORT_ROW) {
         for (ptrdiff_t i = 0; i < count; i += LANE_TARGETS) {
             const ptrdiff_t n = count - i < LANE_TARGETS ? count - i : LANE_TARGETS;
             switch (native && !smooth ? classes : 0) {
-#define SHORT(c)                                                     \
-    case c:                                                          \
-        V(short_rows)(task, batch, i, n, c, true, false, with_grad); \
+#define SHORT(c)                                                            \
+    case c:                                                                 \
+        V(short_rows)(task, batch, i, n, c, true, false, with_grad, false); \
         break;
                 SHORT(2)
                 SHORT(3)
@@ -429,12 +581,12 @@ static INLINE void V(index_rows_as)(const softmax_task *task, V(batch) * batch, 
                 SHORT(16)
 #undef SHORT
                 default:
-                    V(short_rows)(task, batch, i, n, classes, native, smooth, with_grad);
+                    V(short_rows)(task, batch, i, n, classes, native, smooth, with_grad, false);
             }
         }
     } else if (classes <= ONE_BLOCK_ROW) {
         for (ptrdiff_t i = 0; i < count; i += LANES)
-            V(rows)(task, batch, i, count - i < LANES ? count - i : LANES, native, smooth, with_grad);
+            V(rows)(task, batch, i, count - i < LANES ? count - i : LANES, native, smooth, with_grad, false);
     } else if (with_grad && batch->streams) {
         V(pending) pending = {0};
         for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, &pending, native, smooth, with_grad);
@@ -444,7 +596,22 @@ static INLINE void V(index_rows_as)(const softmax_task *task, V(batch) * batch, 
     }
 }
 
-static void V(index_rows)(const softmax_task *task, V(batch) * batch) {
+/* Loss and by-products. */
+static void V(metrics_rows)(const class_task *task, V(batch) * batch) {
+    const ptrdiff_t classes = task->call.classes, count = batch->count;
+    const bool smooth = task->call.label_smoothing > 0;
+    if (classes <= SHORT_ROW)
+        for (ptrdiff_t i = 0; i < count; i += LANE_TARGETS)
+            V(short_rows)(task, batch, i, count - i < LANE_TARGETS ? count - i : LANE_TARGETS, classes, batch->native,
+                          smooth, false, true);
+    else if (classes <= ONE_BLOCK_ROW && batch->native && !smooth)
+        for (ptrdiff_t i = 0; i < count; i += LANES)
+            V(rows)(task, batch, i, count - i < LANES ? count - i : LANES, true, false, false, true);
+    else
+        for (ptrdiff_t i = 0; i < count; i++) V(metrics_row)(task, batch, i);
+}
+
+static void V(index_rows)(const class_task *task, V(batch) * batch) {
     const bool smooth = task->call.label_smoothing > 0, with_grad = task->call.grad.data != NULL;
     if (WORKING_TYPE == 32 && !batch->native)
         V(index_rows_as)(task, batch, false, smooth, with_grad);
@@ -457,21 +624,24 @@ static void V(index_rows)(const softmax_task *task, V(batch) * batch) {
 }
 
 /* n targets whose classes lie a stride apart: pairs of vectors, then single ones, the last perhaps a part of one. */
-static INLINE void V(index_lanes_as)(const softmax_task *task, const REAL *z, ptrdiff_t zs, REAL *grad, ptrdiff_t gs,
-                                     V(lane_batch) * batch, ptrdiff_t n, bool smooth, bool with_grad) {
+static INLINE void V(index_lanes_as)(const class_task *task, const REAL *z, ptrdiff_t zs, REAL *grad, ptrdiff_t gs,
+                                     V(lane_batch) * batch, ptrdiff_t n, bool smooth, bool with_grad,
+                                     bool with_metrics) {
     const ptrdiff_t classes = task->call.classes, pairs = n / (2 * LANES);
-    if (pairs > 0) V(lanes)(task, z, zs, grad, gs, classes, batch, 0, pairs, 2, 0, smooth, with_grad);
+    if (pairs > 0) V(lanes)(task, z, zs, grad, gs, classes, batch, 0, pairs, 2, 0, smooth, with_grad, with_metrics);
     for (ptrdiff_t i = pairs * 2 * LANES; i < n; i += LANES)
         V(lanes)(task, z + i, zs, with_grad ? grad + i : NULL, gs, classes, batch, i, 1, 1, n - i < LANES ? n - i : 0,
-                 smooth, with_grad);
+                 smooth, with_grad, with_metrics);
 }
 
-static void V(index_lanes)(const softmax_task *task, const REAL *z, ptrdiff_t zs, REAL *grad, ptrdiff_t gs,
+static void V(index_lanes)(const class_task *task, const REAL *z, ptrdiff_t zs, REAL *grad, ptrdiff_t gs,
                            V(lane_batch) * batch, ptrdiff_t n) {
-    if (task->call.label_smoothing > 0)
-        V(index_lanes_as)(task, z, zs, grad, gs, batch, n, true, grad != NULL);
+    if (task->call.metrics)
+        V(index_lanes_as)(task, z, zs, NULL, gs, batch, n, task->call.label_smoothing > 0, false, true);
+    else if (task->call.label_smoothing > 0)
+        V(index_lanes_as)(task, z, zs, grad, gs, batch, n, true, grad != NULL, false);
     else if (grad)
-        V(index_lanes_as)(task, z, zs, grad, gs, batch, n, false, true);
+        V(index_lanes_as)(task, z, zs, grad, gs, batch, n, false, true, false);
     else
-        V(index_lanes_as)(task, z, zs, NULL, gs, batch, n, false, false);
+        V(index_lanes_as)(task, z, zs, NULL, gs, batch, n, false, false, false);
 }

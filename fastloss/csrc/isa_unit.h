@@ -13,8 +13,9 @@
 #include "cross_entropy.h"
 #include "softmax.h"
 #include "tiles.h"
-#include "binary.h"
+#include "elements.h"
 #include "map.h"
+#include "overlap.h"
 #undef WORKING_TYPE
 
 #define WORKING_TYPE 64
@@ -24,15 +25,18 @@
 #include "cross_entropy.h"
 #include "softmax.h"
 #include "tiles.h"
-#include "binary.h"
+#include "elements.h"
 #include "map.h"
+#include "overlap.h"
 
-#define FILL_KERNELS(isa)                     \
-    {                                         \
-        .name = isa,                          \
-        .softmax_tile = {f_tile, d_tile},     \
-        .softmax_check = {f_check, d_check},  \
-        .bce_tile = {f_bce_tile, d_bce_tile}, \
-        .bce_check = bce_check,               \
-        .map = {f_map, d_map},                \
+#define FILL_KERNELS(isa)                                    \
+    {                                                        \
+        .name = isa,                                         \
+        .class_tile = {f_tile, d_tile},                      \
+        .class_check = {f_check, d_check},                   \
+        .element_tile = {f_element_tile, d_element_tile},    \
+        .element_check = {f_element_check, d_element_check}, \
+        .overlap_tile = {f_overlap_tile, d_overlap_tile},    \
+        .overlap_check = overlap_check,                      \
+        .map = {f_map, d_map},                               \
     }

@@ -8,7 +8,7 @@
 
 /* A cross-entropy or a softmax call, checked, with what every tile needs derived from it. */
 typedef struct {
-    fl_cross_entropy_call call;
+    fl_class_call call;
     int kind;             /* 0: cross-entropy; else enum fl_softmax_kind, with logits, grad and losses as its arrays */
     ptrdiff_t rows;       /* targets in all */
     ptrdiff_t tile_rows;  /* inner = 1: rows a tile. inner > 1: positions a tile, all in one (i, j) ... */
@@ -16,14 +16,26 @@ typedef struct {
     ptrdiff_t tiles;
     double scale;       /* of every gradient: grad_scale, over the normalizer for a mean */
     int nothing_counts; /* a mean with the denominator 0: its gradient is exactly 0 */
-} softmax_task;
+} class_task;
 
 typedef struct {
-    fl_bce_call call;
+    fl_element_call call;
     ptrdiff_t elements;
     ptrdiff_t tiles;
     double scale;
-} bce_task;
+    double label_scale, label_shift; /* what the loss sees of a target: target * label_scale + label_shift */
+} element_task;
+
+/* An overlap call: its targets are divided into groups, and each group into tiles. */
+typedef struct {
+    fl_overlap_call call;
+    ptrdiff_t rows, group_rows, group_tiles, tile_rows, tiles;
+    double entropy_scale; /* of the cross-entropy's gradient */
+    class_task focal;     /* its focal options, for the functions that cross-entropy shares */
+} overlap_task;
+
+/* Tiles of an overlap call at most, or one a group: each has sums of its own, for every class. */
+#define OVERLAP_TILES 64
 
 /* Elements a tile: small enough to share out evenly, large enough to make handing out cheap. */
 #define TILE_ELEMENTS 32768
@@ -41,10 +53,12 @@ typedef struct {
 /* Working types index the pairs: 0 float, 1 double. */
 typedef struct {
     const char *name;
-    int (*softmax_tile[2])(const softmax_task *task, ptrdiff_t tile, void *scratch, double *loss);
-    void (*softmax_check[2])(const softmax_task *task, ptrdiff_t tile, fl_target_check *check);
-    void (*bce_tile[2])(const bce_task *task, ptrdiff_t tile, double *loss);
-    void (*bce_check)(const bce_task *task, ptrdiff_t tile, fl_target_check *check);
+    int (*class_tile[2])(const class_task *task, ptrdiff_t tile, void *scratch, double *loss);
+    void (*class_check[2])(const class_task *task, ptrdiff_t tile, fl_target_check *check);
+    void (*element_tile[2])(const element_task *task, ptrdiff_t tile, double *loss);
+    void (*element_check[2])(const element_task *task, ptrdiff_t tile, fl_target_check *check);
+    int (*overlap_tile[2])(const overlap_task *task, ptrdiff_t tile, const double *slopes, double *sums);
+    void (*overlap_check)(const overlap_task *task, ptrdiff_t tile, fl_target_check *check);
     void (*map[2])(int kind, int dtype, const void *input, ptrdiff_t n, void *output);
 } fl_kernels;
 
@@ -80,7 +94,7 @@ static inline int streams(const void *logits, const void *grad, int dtype, ptrdi
     return grad && grad != logits && (uintptr_t)grad % (size_t)size == 0 && elements * size >= STREAM_BYTES;
 }
 
-static inline int streams_softmax(const softmax_task *task) {
+static inline int streams_softmax(const class_task *task) {
     const fl_array *grad = &task->call.grad;
     return streams(task->call.logits.data, grad->data, grad->dtype, task->rows * task->call.classes);
 }

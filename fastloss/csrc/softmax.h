@@ -24,12 +24,12 @@ static INLINE V(vec) V(cap)(V(vec) z, REAL softcap, V(vec) * derivative) {
     return V(select)(V(lt)(z, zero), V(sub)(zero, magnitude), magnitude);
 }
 
-static INLINE V(vec) V(capped)(const softmax_task *task, V(vec) z, V(vec) * derivative) {
+static INLINE V(vec) V(capped)(const class_task *task, V(vec) z, V(vec) * derivative) {
     return task->call.softcap > 0 ? V(cap)(z, (REAL)task->call.softcap, derivative) : z;
 }
 
 /* The weight of a class in the loss, but for the class of an index target: weight_c (q_c (1 - smoothing) + u). */
-static INLINE V(vec) V(class_weight)(const softmax_task *task, V(vec) q, V(vec) weight) {
+static INLINE V(vec) V(class_weight)(const class_task *task, V(vec) q, V(vec) weight) {
     const double smoothing = task->call.label_smoothing;
     const V(vec) u = V(set)((REAL)(smoothing / (double)task->call.classes));
     return V(mul)(weight, V(fma)(q, V(set)((REAL)(1 - smoothing)), u));
@@ -43,8 +43,37 @@ typedef struct {
     REAL m, log_sum;
 } V(row_result);
 
+/* What a row needs to know of its softmax before the parts of a focal loss can be added up. */
+typedef struct {
+    V(vec) m, inverse, rest, log_sum;
+} V(softmax_sums);
+
+static INLINE V(softmax_sums) V(softmax_sums_of)(REAL m, double rest) {
+    return (V(softmax_sums)){V(set)(m), V(set)((REAL)(1 / (1 + rest))), V(set)((REAL)rest), V(set)((REAL)log1p(rest))};
+}
+
+/* f(p_c) (lse - z_c), and h(p_c): see V(focal_factors). */
+static INLINE V(vec) V(focal_part)(const class_task *task, V(vec) z, const V(softmax_sums) * s, V(vec) * h) {
+    const V(vec) x = V(sub)(z, s->m), p = V(mul)(V(exp)(x), s->inverse), gap = V(sub)(s->log_sum, x);
+    /* At the maximum 1 - p may be next to nothing; elsewhere it is at least 1/2. */
+    const V(vec) not_p = V(select)(V(eq)(z, s->m), V(mul)(s->rest, s->inverse), V(sub)(V(set)(1), p));
+    const V(vec) f = V(focal_factors)(task, p, not_p, gap, h);
+    return V(mul)(f, V(zero_times)(f, gap));
+}
+
+/* Adds a_c f(p_c) (lse - z_c) and a_c h(p_c). */
+static INLINE void V(add_focal)(const class_task *task, V(vec) z, V(vec) a, const V(softmax_sums) * s, V(vec) * loss,
+                                V(vec) * total) {
+    const V(vec) zero = V(set)(0);
+    V(vec) h;
+    const V(vec) part = V(focal_part)(task, z, s, &h);
+    const V(mask) without = V(eq)(a, zero);
+    *loss = V(add)(*loss, V(zero_where)(without, V(mul)(a, part)));
+    *total = V(add)(*total, V(zero_where)(without, V(mul)(a, h)));
+}
+
 /* Writes the row's loss, or its value, and returns what its output needs. */
-static INLINE V(row_result) V(finish_row)(const softmax_task *task, REAL m, double rest, double total, double distance,
+static INLINE V(row_result) V(finish_row)(const class_task *task, REAL m, double rest, double total, double distance,
                                           double entropy, double s, double g, REAL *value) {
     V(row_result) r;
     const double log_sum = log1p(rest), lse = m + log_sum, sum = 1 + rest;
@@ -65,7 +94,8 @@ static INLINE V(row_result) V(finish_row)(const softmax_task *task, REAL m, doub
             break;
         default: {
             const double z_loss = task->call.z_loss;
-            const double loss = distance + total * log_sum + (z_loss > 0 ? z_loss * lse * lse : 0);
+            const double parts = task->call.focal > 0 ? distance : distance + total * log_sum;
+            const double loss = parts + (z_loss > 0 ? z_loss * lse * lse : 0);
             *value = (REAL)(s == 0 && loss == INFINITY ? 0 : s * loss);
             b = total + 2 * z_loss * lse;
         }
@@ -76,7 +106,7 @@ static INLINE V(row_result) V(finish_row)(const softmax_task *task, REAL m, doub
 }
 
 /* The output for logits z whose class weights are a. */
-static INLINE V(vec) V(output)(const softmax_task *task, V(vec) z, V(vec) derivative, V(vec) a, V(vec) g, V(vec) m,
+static INLINE V(vec) V(output)(const class_task *task, V(vec) z, V(vec) derivative, V(vec) a, V(vec) g, V(vec) m,
                                V(vec) factor, V(vec) at_max, V(vec) total, V(vec) log_sum) {
     const V(vec) x = V(sub)(z, m);
     if (task->kind == FL_LOG_SOFTMAX) return V(sub)(x, log_sum);
@@ -91,7 +121,7 @@ typedef struct {
     V(vec) rest, at_max, total, distance, entropy;
 } V(sums);
 
-static INLINE void V(add_sums)(const softmax_task *task, V(vec) z, V(vec) m, V(vec) a, bool weighted, V(sums) * sums) {
+static INLINE void V(add_sums)(const class_task *task, V(vec) z, V(vec) m, V(vec) a, bool weighted, V(sums) * sums) {
     const V(vec) zero = V(set)(0);
     const V(vec) x = V(sub)(z, m);
     const V(mask) is_max = V(eq)(z, m);
@@ -107,14 +137,13 @@ static INLINE void V(add_sums)(const softmax_task *task, V(vec) z, V(vec) m, V(v
 }
 
 /* The weight that the target's own class has besides its share of the smoothing, and the smoothing's share. */
-static INLINE REAL V(smoothing_share)(const softmax_task *task, ptrdiff_t c) {
+static INLINE REAL V(smoothing_share)(const class_task *task, ptrdiff_t c) {
     if (!(task->call.label_smoothing > 0)) return 0;
     const REAL *weight = task->call.weight;
     return (weight ? weight[c] : 1) * (REAL)(task->call.label_smoothing / (double)task->call.classes);
 }
 
-static INLINE void V(weights_block)(const softmax_task *task, const REAL *probs, ptrdiff_t c, ptrdiff_t n,
-                                    REAL *block) {
+static INLINE void V(weights_block)(const class_task *task, const REAL *probs, ptrdiff_t c, ptrdiff_t n, REAL *block) {
     const REAL *weight = task->call.weight;
     for (ptrdiff_t i = 0; i < n; i += LANES) {
         const ptrdiff_t left = n - i;
@@ -128,14 +157,14 @@ static INLINE void V(weights_block)(const softmax_task *task, const REAL *probs,
 }
 
 /* One row whose classes are contiguous. */
-static void V(any_row)(const softmax_task *task, V(batch) * batch, ptrdiff_t i) {
-    const fl_cross_entropy_call *call = &task->call;
+static void V(any_row)(const class_task *task, V(batch) * batch, ptrdiff_t i) {
+    const fl_class_call *call = &task->call;
     const ptrdiff_t classes = call->classes, y = (ptrdiff_t)batch->y[i];
     const ptrdiff_t in_size = dtype_size(call->logits.dtype), out_size = dtype_size(call->grad.dtype);
     const char *z = batch->z[i];
     char *out = batch->grad[i];
     const REAL *probs = (const REAL *)batch->probs[i];
-    const bool weighted = probs || call->label_smoothing > 0;
+    const bool weighted = probs || call->label_smoothing > 0, focal = task->kind == 0 && call->focal > 0;
     const V(vec) zero = V(set)(0);
     REAL block[BLOCK], weights[BLOCK];
     V(vec) max = V(set)(-INFINITY), unused = zero;
@@ -179,10 +208,32 @@ static void V(any_row)(const softmax_task *task, V(batch) * batch, ptrdiff_t i) 
         a_sum += batch->a[i];
         if (batch->a[i] != 0) distance_sum += (double)batch->a[i] * ((double)m - z_y);
     }
-    const double g = batch->g[i];
-    const V(row_result) r =
-        V(finish_row)(task, m, V(acc_sum)(rest) * SCALE_DOWN + (V(acc_sum)(at_max) - 1), a_sum, distance_sum,
-                      V(acc_sum)(entropy) * SCALE_DOWN, batch->s[i], g, &batch->loss[i]);
+    const double g = batch->g[i], rest_sum = V(acc_sum)(rest) * SCALE_DOWN + (V(acc_sum)(at_max) - 1);
+    const V(softmax_sums) known = V(softmax_sums_of)(m, rest_sum);
+    V(vec) h_y = V(set)(1);
+    if (focal) {
+        V(acc) focal_loss = V(acc_zero)(), focal_total = focal_loss;
+        for (ptrdiff_t c = 0; weighted && c < classes; c += BLOCK) {
+            const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
+            V(vec) loss = zero, sum = zero;
+            V(load_block)(z + c * in_size, call->logits.dtype, n, -INFINITY, block);
+            V(weights_block)(task, probs, c, n, weights);
+            for (ptrdiff_t k = 0; k < n; k += LANES)
+                V(add_focal)(task, V(capped)(task, V(load)(block + k), &unused), V(load)(weights + k), &known, &loss,
+                             &sum);
+            V(acc_add)(&focal_loss, loss);
+            V(acc_add)(&focal_total, sum);
+        }
+        distance_sum = V(acc_sum)(focal_loss);
+        a_sum = V(acc_sum)(focal_total);
+        if (y >= 0 && batch->a[i] != 0) {
+            const V(vec) part = V(focal_part)(task, V(set)(z_y), &known, &h_y);
+            distance_sum += (double)batch->a[i] * V(first_lane)(part);
+            a_sum += (double)batch->a[i] * V(first_lane)(h_y);
+        }
+    }
+    const V(row_result) r = V(finish_row)(task, m, rest_sum, a_sum, distance_sum, V(acc_sum)(entropy) * SCALE_DOWN,
+                                          batch->s[i], g, &batch->loss[i]);
     if (!out) return;
 
     const V(vec) g_lanes = V(set)((REAL)g), factor = V(set)(r.factor), top = V(set)(r.at_max);
@@ -194,11 +245,16 @@ static void V(any_row)(const softmax_task *task, V(batch) * batch, ptrdiff_t i) 
         for (ptrdiff_t k = 0; k < n; k += LANES) {
             V(vec) slope = zero;
             const V(vec) value = V(capped)(task, V(load)(block + k), &slope);
-            const V(vec) a = weighted ? V(load)(weights + k) : zero;
+            V(vec) a = weighted ? V(load)(weights + k) : zero;
+            if (focal && weighted) {
+                V(vec) h;
+                V(focal_part)(task, value, &known, &h);
+                a = V(zero_where)(V(eq)(a, zero), V(mul)(a, h));
+            }
             V(store)(block + k, V(output)(task, value, slope, a, g_lanes, m_lanes, factor, top, a_total, log_sum));
         }
         if (y >= c && y < c + n) {
-            const V(vec) a = V(set)(batch->a[i] + V(smoothing_share)(task, y));
+            const V(vec) a = V(mul)(h_y, V(set)(batch->a[i] + V(smoothing_share)(task, y)));
             block[y - c] = V(first_lane)(
                 V(output)(task, V(set)(z_y), slope_y, a, g_lanes, m_lanes, factor, top, a_total, log_sum));
         }
@@ -207,13 +263,13 @@ static void V(any_row)(const softmax_task *task, V(batch) * batch, ptrdiff_t i) 
 }
 
 /* Up to one vector of neighbouring targets, whose classes lie a stride apart; `n` of them. */
-static void V(any_lanes)(const softmax_task *task, const char *z, ptrdiff_t z_stride, int z_dtype, char *out,
+static void V(any_lanes)(const class_task *task, const char *z, ptrdiff_t z_stride, int z_dtype, char *out,
                          ptrdiff_t out_stride, int out_dtype, const REAL *probs, ptrdiff_t probs_stride,
                          V(lane_batch) * batch, ptrdiff_t first, ptrdiff_t n) {
-    const fl_cross_entropy_call *call = &task->call;
+    const fl_class_call *call = &task->call;
     const ptrdiff_t classes = call->classes;
     const REAL *weight = call->weight;
-    const bool weighted = probs || call->label_smoothing > 0;
+    const bool weighted = probs || call->label_smoothing > 0, focal = task->kind == 0 && call->focal > 0;
     const V(vec) zero = V(set)(0);
     const V(int) y = V(int_load)(batch->y + first);
     const V(vec) a_y = V(load)(batch->a + first);
@@ -251,6 +307,27 @@ static void V(any_lanes)(const softmax_task *task, const char *z, ptrdiff_t z_st
     V(store)(m, max);
     V(store)(lanes[0], V(mul)(V(acc_lanes)(rest), V(set)(SCALE_DOWN)));
     V(store)(lanes[1], V(acc_lanes)(at_max));
+    V(softmax_sums) known;
+    if (focal) {
+        const V(vec) below = V(load)(lanes[0]), ties = V(sub)(V(load)(lanes[1]), V(set)(1));
+        known.m = max;
+        known.rest = V(add)(below, ties);
+        known.inverse = V(div)(V(set)(1), V(add)(V(set)(1), known.rest));
+        known.log_sum = V(log1p)(known.rest);
+        total = distance = V(acc_zero)();
+        for (ptrdiff_t from = 0; from < classes; from += CLASS_BLOCK) {
+            const ptrdiff_t end = classes - from < CLASS_BLOCK ? classes : from + CLASS_BLOCK;
+            V(vec) loss = zero, sum = zero;
+            for (ptrdiff_t c = from; c < end; c++) {
+                const V(vec) value = V(capped)(task, LOGITS(c), &slope);
+                const V(mask) is_target = V(int_eq)(y, V(int_set)((V(index))c));
+                const V(vec) a = V(add)(CLASS_WEIGHTS(c), V(select)(is_target, a_y, zero));
+                V(add_focal)(task, value, a, &known, &loss, &sum);
+            }
+            V(acc_add)(&distance, loss);
+            V(acc_add)(&total, sum);
+        }
+    }
     V(store)(lanes[2], V(acc_lanes)(total));
     V(store)(lanes[3], V(acc_lanes)(distance));
     V(store)(lanes[4], V(mul)(V(acc_lanes)(entropy), V(set)(SCALE_DOWN)));
@@ -271,7 +348,12 @@ static void V(any_lanes)(const softmax_task *task, const char *z, ptrdiff_t z_st
     for (ptrdiff_t c = 0; c < classes; c++) {
         const V(vec) value = V(capped)(task, LOGITS(c), &slope);
         const V(mask) is_target = V(int_eq)(y, V(int_set)((V(index))c));
-        const V(vec) a = V(add)(CLASS_WEIGHTS(c), V(select)(is_target, a_y, zero));
+        V(vec) a = V(add)(CLASS_WEIGHTS(c), V(select)(is_target, a_y, zero));
+        if (focal) {
+            V(vec) h;
+            V(focal_part)(task, value, &known, &h);
+            a = V(zero_where)(V(eq)(a, zero), V(mul)(a, h));
+        }
         V(vec)
         result =
             V(output)(task, value, slope, a, g, max, V(load)(factor), V(load)(top), V(load)(a_total), V(load)(log_sum));

@@ -29,8 +29,16 @@ static inline void load_targets(const void *target, int dtype, ptrdiff_t first, 
     }
 }
 
-static inline bool is_ignored(const fl_cross_entropy_call *call, int64_t target) {
-    return target == call->ignore_index && !(call->target_dtype == FL_U64 && target < 0);
+static inline bool can_ignore(const fl_class_call *call) {
+    return call->loss != FL_MULTI_MARGIN && (call->ignore_index >= 0 || call->target_dtype != FL_U64);
+}
+
+static inline bool is_ignored(const fl_class_call *call, int64_t target) {
+    return can_ignore(call) && target == call->ignore_index;
+}
+
+static inline bool overlap_ignores(const fl_overlap_call *call, int64_t target) {
+    return call->has_ignore && target == call->ignore_index && !(call->target_dtype == FL_U64 && target < 0);
 }
 
 /* Where an outer position of an array begins, in elements. */

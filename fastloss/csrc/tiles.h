@@ -13,20 +13,21 @@
 #define NO_INDEX (-2)
 
 /* Whether logits and gradients are of the working type. */
-static bool V(is_native)(const softmax_task *task) {
-    const fl_cross_entropy_call *call = &task->call;
+static bool V(is_native)(const class_task *task) {
+    const fl_class_call *call = &task->call;
     return call->logits.dtype == NATIVE && (!call->grad.data || call->grad.dtype == NATIVE);
 }
 
 /* The fast kernels know index targets, and either class weights or smoothing. */
-static bool V(is_plain)(const softmax_task *task) {
-    const fl_cross_entropy_call *call = &task->call;
-    return task->kind == 0 && call->target && !(call->softcap > 0) && !(call->weight && call->label_smoothing > 0);
+static bool V(is_plain)(const class_task *task) {
+    const fl_class_call *call = &task->call;
+    return task->kind == 0 && call->target && !(call->softcap > 0) &&
+           !(call->label_smoothing > 0 && (call->weight || call->focal > 0));
 }
 
 /* The factors of target number `row`, of class y. */
-static INLINE void V(target_factors)(const softmax_task *task, ptrdiff_t row, ptrdiff_t y, REAL *a, REAL *s, REAL *g) {
-    const fl_cross_entropy_call *call = &task->call;
+static INLINE void V(target_factors)(const class_task *task, ptrdiff_t row, ptrdiff_t y, REAL *a, REAL *s, REAL *g) {
+    const fl_class_call *call = &task->call;
     const REAL *weight = call->weight, *sample_weight = call->sample_weight, *grad_output = call->grad_output;
     const REAL share = (REAL)(1 - call->label_smoothing);
     *a = y < 0 ? 0 : weight ? weight[y] * share : share;
@@ -35,25 +36,25 @@ static INLINE void V(target_factors)(const softmax_task *task, ptrdiff_t row, pt
 }
 
 /* Whether all targets have the same factors, whichever class they are of. */
-static INLINE bool V(same_factors)(const softmax_task *task) {
-    const fl_cross_entropy_call *call = &task->call;
+static INLINE bool V(same_factors)(const class_task *task) {
+    const fl_class_call *call = &task->call;
     return !call->weight && !call->sample_weight && !call->grad_output;
 }
 
 /* The classes of n targets from number `first` on, or -1 where ignored. False where one is out of range. */
-static INLINE bool V(target_classes)(const softmax_task *task, ptrdiff_t first, ptrdiff_t n, int64_t *y) {
-    const fl_cross_entropy_call *call = &task->call;
+static INLINE bool V(target_classes)(const class_task *task, ptrdiff_t first, ptrdiff_t n, int64_t *y) {
+    const fl_class_call *call = &task->call;
     if (!call->target || task->nothing_counts) {
         for (ptrdiff_t i = 0; i < n; i++) y[i] = task->nothing_counts ? -1 : NO_INDEX;
         return true;
     }
     /* Plain arithmetic, which compilers make vectors of. */
     const int64_t ignored = call->ignore_index;
-    const bool can_ignore = ignored >= 0 || call->target_dtype != FL_U64;
+    const bool may_ignore = can_ignore(call);
     int64_t bad = 0;
     load_targets(call->target, call->target_dtype, first, n, y);
     for (ptrdiff_t i = 0; i < n; i++) {
-        const int64_t is_ignored = (y[i] == ignored) & can_ignore;
+        const int64_t is_ignored = (y[i] == ignored) & may_ignore;
         bad |= (((uint64_t)y[i] >= (uint64_t)call->classes) & !is_ignored);
         y[i] = is_ignored ? -1 : y[i];
     }
@@ -66,8 +67,8 @@ static INLINE bool V(target_classes)(const softmax_task *task, ptrdiff_t first, 
 #define STAGE (65536 / (ptrdiff_t)sizeof(REAL))
 
 /* Rows whose classes are contiguous, in lanes: copied into a tile, which any_lanes works on in place. */
-static void V(any_short_rows)(const softmax_task *task, V(batch) * batch) {
-    const fl_cross_entropy_call *call = &task->call;
+static void V(any_short_rows)(const class_task *task, V(batch) * batch) {
+    const fl_class_call *call = &task->call;
     const ptrdiff_t classes = call->classes;
     for (ptrdiff_t first = 0; first < batch->count; first += LANES) {
         REAL tile[SHORT_ROW * LANES], probs[SHORT_ROW * LANES], row[SHORT_ROW + LANES];
@@ -106,17 +107,29 @@ static INLINE double V(sum_losses)(const REAL *loss, ptrdiff_t n) {
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
+/* Adds n targets that count to the tile's by-products. */
+static void V(add_metrics)(const class_task *task, const REAL *lse, const REAL *entropy, const REAL *ahead, ptrdiff_t n,
+                           fl_metrics *metrics) {
+    metrics->counted += n;
+    metrics->entropy += V(sum_losses)(entropy, n);
+    for (ptrdiff_t i = 0; i < n; i++) {
+        if (isnan(lse[i])) continue; /* no softmax: a miss */
+        for (int k = 0; k < task->call.topk_count; k++) metrics->correct[k] += ahead[i] < (REAL)task->call.topk[k];
+    }
+}
+
 /* Classes contiguous: rows [first, end). */
-static int V(row_tile)(const softmax_task *task, ptrdiff_t first, ptrdiff_t end, REAL *scratch, double *loss) {
-    const fl_cross_entropy_call *call = &task->call;
+static int V(row_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end, REAL *scratch, fl_metrics *metrics,
+                       double *loss) {
+    const fl_class_call *call = &task->call;
     REAL stage[STAGE];
     const bool native = V(is_native)(task), same_factors = V(same_factors)(task);
     bool streamed = streams_softmax(task);
     if (!scratch && scratch_row(call->classes) * (streamed ? 2 : 1) <= STAGE) scratch = stage;
     streamed = streamed && scratch;
-    const bool plain = V(is_plain)(task) && (native || scratch);
+    const bool plain = V(is_plain)(task) && (native || scratch || metrics);
     const ptrdiff_t out_size = dtype_size(call->grad.dtype);
-    REAL *losses = call->losses;
+    REAL *losses = call->losses, *lse = call->lse;
     double sum = 0;
     V(batch) batch;
     batch.native = native;
@@ -137,6 +150,7 @@ static int V(row_tile)(const softmax_task *task, ptrdiff_t first, ptrdiff_t end,
             if (batch.y[i] == -1) {
                 if (batch.grad[i]) memset(batch.grad[i], 0, (size_t)(call->classes * out_size));
                 if (losses) losses[from + i] = 0;
+                if (lse) lse[from + i] = 0;
                 continue;
             }
             batch.z[k] = batch.z[i];
@@ -148,7 +162,9 @@ static int V(row_tile)(const softmax_task *task, ptrdiff_t first, ptrdiff_t end,
         for (ptrdiff_t k = 0; !same_factors && k < batch.count; k++)
             V(target_factors)(task, from + (ignored ? row[k] : k), (ptrdiff_t)batch.y[k], &batch.a[k], &batch.s[k],
                               &batch.g[k]);
-        if (plain)
+        if (metrics)
+            V(metrics_rows)(task, &batch);
+        else if (plain)
             V(index_rows)(task, &batch);
         else if (call->classes <= SHORT_ROW)
             V(any_short_rows)(task, &batch);
@@ -156,6 +172,8 @@ static int V(row_tile)(const softmax_task *task, ptrdiff_t first, ptrdiff_t end,
             for (ptrdiff_t k = 0; k < batch.count; k++) V(any_row)(task, &batch, k);
         sum += V(sum_losses)(batch.loss, batch.count);
         for (ptrdiff_t k = 0; losses && k < batch.count; k++) losses[from + (ignored ? row[k] : k)] = batch.loss[k];
+        for (ptrdiff_t k = 0; lse && k < batch.count; k++) lse[from + (ignored ? row[k] : k)] = batch.lse[k];
+        if (metrics) V(add_metrics)(task, batch.lse, batch.entropy, batch.ahead, batch.count, metrics);
     }
     if (streamed) vec_fence();
     *loss = sum;
@@ -165,8 +183,9 @@ static int V(row_tile)(const softmax_task *task, ptrdiff_t first, ptrdiff_t end,
 /* Classes a stride apart: targets [first, end) of position `outer`. Where the stride is a power of two, as in images,
  * the lines of all classes compete for a few places in the caches; so logits are read once into a stage of their own,
  * in stretches as long as it allows, and gradients leave it once; unless there are too many classes for it. */
-static int V(lane_tile)(const softmax_task *task, ptrdiff_t outer, ptrdiff_t first, ptrdiff_t end, double *loss) {
-    const fl_cross_entropy_call *call = &task->call;
+static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first, ptrdiff_t end, fl_metrics *metrics,
+                        double *loss) {
+    const fl_class_call *call = &task->call;
     const ptrdiff_t classes = call->classes;
     const ptrdiff_t in_size = dtype_size(call->logits.dtype), out_size = dtype_size(call->grad.dtype);
     const ptrdiff_t in_stride = call->logits.class_stride * in_size, out_stride = call->grad.class_stride * out_size;
@@ -232,6 +251,15 @@ static int V(lane_tile)(const softmax_task *task, ptrdiff_t outer, ptrdiff_t fir
             }
             sum += V(sum_losses)(batch.loss, n);
             if (losses) memcpy(losses + row, batch.loss, (size_t)n * sizeof *losses);
+            ptrdiff_t counted = 0;
+            for (ptrdiff_t i = 0; metrics && i < n; i++) {
+                if (call->lse) ((REAL *)call->lse)[row + i] = batch.y[i] < 0 ? 0 : batch.lse[i];
+                if (batch.y[i] < 0) continue;
+                batch.lse[counted] = batch.lse[i];
+                batch.entropy[counted] = batch.entropy[i];
+                batch.ahead[counted++] = batch.ahead[i];
+            }
+            if (metrics) V(add_metrics)(task, batch.lse, batch.entropy, batch.ahead, counted, metrics);
         }
         for (ptrdiff_t c = 0; width > 0 && grad && c < classes; c++) {
             if (streamed)
@@ -245,6 +273,8 @@ static int V(lane_tile)(const softmax_task *task, ptrdiff_t outer, ptrdiff_t fir
     return FL_OK;
 }
 
+#include "rows.h"
+
 /* The targets of a tile: [first, end) of every outer position in [outer, outer_end). */
 #ifndef TILE_RANGE
 #define TILE_RANGE
@@ -252,8 +282,8 @@ typedef struct {
     ptrdiff_t outer, outer_end, first, end;
 } tile_range;
 
-static inline tile_range range_of_tile(const softmax_task *task, ptrdiff_t tile) {
-    const fl_cross_entropy_call *call = &task->call;
+static inline tile_range range_of_tile(const class_task *task, ptrdiff_t tile) {
+    const fl_class_call *call = &task->call;
     const bool rows = call->inner == 1;
     const ptrdiff_t length = rows ? task->rows : call->inner, outers = rows ? 1 : call->n[0] * call->n[1];
     const ptrdiff_t pieces = (length + task->tile_rows - 1) / task->tile_rows;
@@ -266,13 +296,18 @@ static inline tile_range range_of_tile(const softmax_task *task, ptrdiff_t tile)
 }
 #endif
 
-static int V(tile)(const softmax_task *task, ptrdiff_t tile, void *scratch, double *loss) {
+static int V(tile)(const class_task *task, ptrdiff_t tile, void *scratch, double *loss) {
     const tile_range r = range_of_tile(task, tile);
+    fl_metrics *metrics = task->call.metrics ? task->call.metrics + tile : NULL;
+    if (metrics) memset(metrics, 0, sizeof *metrics);
     *loss = 0;
     for (ptrdiff_t outer = r.outer; outer < r.outer_end; outer++) {
         double part = 0;
-        const int status = task->call.inner == 1 ? V(row_tile)(task, r.first, r.end, scratch, &part)
-                                                 : V(lane_tile)(task, outer, r.first, r.end, &part);
+        const int loss_kind = task->call.loss;
+        const int status = loss_kind == FL_NLL             ? V(nll_tile)(task, outer, r.first, r.end, &part)
+                           : loss_kind != FL_CROSS_ENTROPY ? V(margin_tile)(task, r.first, r.end, &part)
+                           : task->call.inner == 1         ? V(row_tile)(task, r.first, r.end, scratch, metrics, &part)
+                                                           : V(lane_tile)(task, outer, r.first, r.end, metrics, &part);
         if (status != FL_OK) return status;
         *loss += part;
     }
@@ -280,10 +315,16 @@ static int V(tile)(const softmax_task *task, ptrdiff_t tile, void *scratch, doub
 }
 
 /* The share of the mean's denominator of n targets from number `first` on, and the first that is out of range. */
-static void V(check_targets)(const softmax_task *task, ptrdiff_t first, ptrdiff_t n, fl_target_check *check) {
-    const fl_cross_entropy_call *call = &task->call;
-    const REAL *weight = call->weight, *sample_weight = call->sample_weight;
+static void V(check_targets)(const class_task *task, ptrdiff_t first, ptrdiff_t n, fl_target_check *check) {
+    const fl_class_call *call = &task->call;
+    const REAL *weight = call->loss == FL_MULTI_MARGIN ? NULL : call->weight, *sample_weight = call->sample_weight;
     double sum = 0;
+    for (ptrdiff_t row = first; call->loss == FL_MULTILABEL_MARGIN && row < first + n; row++) {
+        ptrdiff_t labels;
+        if (!V(labels_of)(task, row, &labels)) check->bad_position = row * call->classes;
+        check->weight += 1;
+        if (check->bad_position >= 0 || row == first + n - 1) return;
+    }
     for (ptrdiff_t from = first; from < first + n; from += ROW_BATCH) {
         const ptrdiff_t count = first + n - from < ROW_BATCH ? first + n - from : ROW_BATCH;
         int64_t y[ROW_BATCH];
@@ -309,7 +350,7 @@ static void V(check_targets)(const softmax_task *task, ptrdiff_t first, ptrdiff_
     check->weight += sum;
 }
 
-static void V(check)(const softmax_task *task, ptrdiff_t tile, fl_target_check *check) {
+static void V(check)(const class_task *task, ptrdiff_t tile, fl_target_check *check) {
     const tile_range r = range_of_tile(task, tile);
     check->weight = 0;
     check->bad_position = -1;

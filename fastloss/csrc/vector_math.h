@@ -30,6 +30,7 @@ static INLINE f_vec f_log_tail(f_vec z) {
 #define EXP_ROUND 0x1.8p23f
 #define EXP_BIAS 127
 #define LOG_MANTISSA 0x007fffff
+#define LOG_TINY 0x1p-126f
 #define LOG_SQRT_HALF 0x3f3504f3
 #define LOG_ONE 0x3f800000
 
@@ -67,6 +68,7 @@ static INLINE d_vec d_log_tail(d_vec z) {
 #undef EXP_ROUND
 #undef EXP_BIAS
 #undef LOG_MANTISSA
+#undef LOG_TINY
 #undef LOG_SQRT_HALF
 #undef LOG_ONE
 #define EXP_PER_LN2 0x1.71547652b82fep+0
@@ -75,6 +77,7 @@ static INLINE d_vec d_log_tail(d_vec z) {
 #define EXP_ROUND 0x1.8p52
 #define EXP_BIAS 1023
 #define LOG_MANTISSA 0x000fffffffffffff
+#define LOG_TINY 0x1p-1022
 #define LOG_SQRT_HALF 0x3fe6a09e667f3bcd
 #define LOG_ONE 0x3ff0000000000000
 
@@ -135,6 +138,53 @@ static INLINE V(vec) V(log1p_inverse)(V(vec) x, V(vec) inverse) {
 
 static INLINE V(vec) V(log1p)(V(vec) x) { return V(log1p_inverse)(x, V(div)(V(set)(1), V(add)(V(set)(1), x))); }
 
+/* x = 2^k m with m in [sqrt(1/2), sqrt(2)): returns log(m). x is finite and above 0, or NaN. */
+static INLINE V(vec) V(log_split)(V(vec) x, V(vec) * k) {
+    const V(vec) one = V(set)(1);
+    const V(mask) is_tiny = V(lt)(x, V(set)((REAL)LOG_TINY));
+    x = V(select)(is_tiny, V(mul)(x, V(set)((REAL)0x1p64)), x);
+    const V(int) shifted = V(int_add)(V(bits)(x), V(int_set)(LOG_ONE - LOG_SQRT_HALF));
+    *k = V(sub)(V(exponent)(shifted), V(select)(is_tiny, V(set)(EXP_BIAS + 64), V(set)(EXP_BIAS)));
+    const V(int) mantissa = V(int_add)(V(int_and)(shifted, V(int_set)(LOG_MANTISSA)), V(int_set)(LOG_SQRT_HALF));
+    const V(vec) f = V(sub)(V(from_bits)(mantissa), one);
+    const V(vec) s = V(div)(f, V(add)(V(set)(2), f));
+    const V(vec) half_square = V(mul)(V(set)((REAL)0.5), V(mul)(f, f));
+    const V(vec) tail = V(mul)(s, V(add)(half_square, V(log_tail)(V(mul)(s, s))));
+    return V(add)(V(sub)(f, V(sub)(half_square, tail)), V(sub)(x, x));
+}
+
+/* log(x) for x >= 0: -inf at 0. Negative x gives NaN. */
+static INLINE V(vec) V(log)(V(vec) x) {
+    V(vec) k;
+    const V(vec) zero = V(set)(0);
+    const V(vec) log_m = V(log_split)(x, &k);
+    const V(vec) value = V(fma)(k, V(set)(EXP_LN2_UPPER), V(fma)(k, V(set)(EXP_LN2_LOWER), log_m));
+    return V(select)(V(lt)(x, zero), V(set)(NAN), V(select)(V(eq)(x, zero), V(set)(-INFINITY), value));
+}
+
+/* e^x for any x. */
+static INLINE V(vec) V(exp_any)(V(vec) x) {
+    V(vec) power;
+    const V(vec) limit = V(set)((REAL)((EXP_BIAS) / EXP_PER_LN2));
+    const V(vec) tail = V(exp_split)(V(min)(limit, x), 0, &power);
+    return V(select)(V(lt)(limit, x), V(set)(INFINITY), V(fma)(tail, power, power));
+}
+
+/* x^a for x in [0, 1] and a > 0. With x = 2^k m, the integer part of a k is split off without rounding, so that what is
+ * left of the exponent is small, however small x is. */
+static INLINE V(vec) V(pow_unit)(V(vec) x, REAL a) {
+    V(vec) k;
+    const V(vec) exponent = V(set)(a), round = V(set)(EXP_ROUND), bias = V(set)(EXP_ROUND + EXP_BIAS);
+    const V(vec) log_m = V(log_split)(x, &k);
+    const V(vec) t = V(mul)(exponent, k);
+    const V(vec) lost = V(fma)(exponent, k, V(sub)(V(set)(0), t));
+    const V(vec) n = V(sub)(V(add)(t, round), round);
+    const V(vec) fraction = V(add)(V(sub)(t, n), lost);
+    const V(vec) r = V(fma)(exponent, log_m, V(mul)(fraction, V(set)((REAL)(1 / EXP_PER_LN2))));
+    const V(vec) power = V(pow2)(V(add)(V(max)(n, V(set)(-EXP_BIAS)), bias));
+    return V(zero_where)(V(eq)(x, V(set)(0)), V(mul)(V(exp)(r), power));
+}
+
 #if WORKING_TYPE == 32
 /* log(1 + u) for u in [0, 1], as u - u^2 Q(u): fewer operations than f_log1p, and no division. */
 static INLINE f_vec f_log1p_unit(f_vec u) {
@@ -151,3 +201,11 @@ static INLINE f_vec f_log1p_unit(f_vec u) {
 #else
 static INLINE d_vec d_log1p_unit(d_vec u) { return d_log1p(u); }
 #endif
+
+/* q^gamma for q in [0, 1]: how much a focal loss takes from a target that is right with 1 - q. */
+static INLINE V(vec) V(focus)(V(vec) q, REAL gamma) {
+    if (gamma == 2) return V(mul)(q, q);
+    if (gamma == 1) return q;
+    if (gamma == 0) return V(add)(V(set)(1), V(sub)(q, q));
+    return V(pow_unit)(q, gamma);
+}

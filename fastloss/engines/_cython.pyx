@@ -53,6 +53,20 @@ cdef extern from "fastloss.h" nogil:
         FL_SIGMOID
         FL_LOG_SIGMOID
         FL_SOFTPLUS
+        FL_ACTIVATION_NONE
+        FL_ACTIVATION_SOFTMAX
+        FL_ACTIVATION_SIGMOID
+        FL_CROSS_ENTROPY
+        FL_NLL
+        FL_MULTI_MARGIN
+        FL_MULTILABEL_MARGIN
+        FL_BCE_WITH_LOGITS
+        FL_BCE
+        FL_SIGMOID_FOCAL
+        FL_SOFT_MARGIN
+        FL_HINGE
+        FL_KL_DIV
+        FL_KL_DIV_LOG
 
     ctypedef struct fl_array:
         void *data
@@ -60,7 +74,21 @@ cdef extern from "fastloss.h" nogil:
         Py_ssize_t stride[2]
         Py_ssize_t class_stride
 
-    ctypedef struct fl_cross_entropy_call:
+    ctypedef struct fl_metrics:
+        Py_ssize_t counted
+        Py_ssize_t correct[8]
+        double entropy
+
+    ctypedef struct fl_class_call:
+        int loss
+        double focal
+        double gamma
+        int power
+        double margin
+        fl_metrics *metrics
+        const int *topk
+        int topk_count
+        void *lse
         Py_ssize_t n[2]
         Py_ssize_t classes
         Py_ssize_t inner
@@ -89,7 +117,12 @@ cdef extern from "fastloss.h" nogil:
         const void *data
         Py_ssize_t stride[3]
 
-    ctypedef struct fl_bce_call:
+    ctypedef struct fl_element_call:
+        int loss
+        int zero_one
+        double alpha
+        double gamma
+        double margin
         Py_ssize_t n[3]
         const void *logits
         int logits_dtype
@@ -108,6 +141,25 @@ cdef extern from "fastloss.h" nogil:
         int reduction
         double normalizer
 
+    ctypedef struct fl_overlap_call:
+        Py_ssize_t n[2]
+        Py_ssize_t classes
+        Py_ssize_t inner
+        fl_array logits
+        fl_array grad
+        const void *target
+        int target_dtype
+        fl_array mask
+        int activation
+        int squared
+        int has_ignore
+        int64_t ignore_index
+        Py_ssize_t groups
+        double entropy
+        const void *entropy_weight
+        double focal
+        double gamma
+
     ctypedef struct fl_softmax_call:
         int kind
         Py_ssize_t n[2]
@@ -120,15 +172,22 @@ cdef extern from "fastloss.h" nogil:
     const char *fl_status_name(int status)
     const char *fl_isa()
     const char *fl_isa_list()
-    fl_cross_entropy_call fl_cross_entropy_call_init()
-    int fl_cross_entropy_tiles(const fl_cross_entropy_call *, Py_ssize_t *)
-    int fl_cross_entropy_check(const fl_cross_entropy_call *, Py_ssize_t, fl_target_check *)
-    size_t fl_cross_entropy_scratch(const fl_cross_entropy_call *)
-    int fl_cross_entropy_tile(const fl_cross_entropy_call *, Py_ssize_t, void *, double *)
-    fl_bce_call fl_bce_call_init()
-    int fl_bce_tiles(const fl_bce_call *, Py_ssize_t *)
-    int fl_bce_check(const fl_bce_call *, Py_ssize_t, fl_target_check *)
-    int fl_bce_tile(const fl_bce_call *, Py_ssize_t, double *)
+    fl_class_call fl_class_call_init()
+    int fl_class_tiles(const fl_class_call *, Py_ssize_t *)
+    int fl_class_check(const fl_class_call *, Py_ssize_t, fl_target_check *)
+    size_t fl_class_scratch(const fl_class_call *)
+    int fl_class_tile(const fl_class_call *, Py_ssize_t, void *, double *)
+    fl_element_call fl_element_call_init()
+    int fl_element_tiles(const fl_element_call *, Py_ssize_t *)
+    int fl_element_check(const fl_element_call *, Py_ssize_t, fl_target_check *)
+    int fl_element_tile(const fl_element_call *, Py_ssize_t, double *)
+    fl_overlap_call fl_overlap_call_init()
+    int fl_overlap_tiles(const fl_overlap_call *, Py_ssize_t *)
+    int fl_overlap_check(const fl_overlap_call *, Py_ssize_t, fl_target_check *)
+    int fl_overlap_sums(const fl_overlap_call *, Py_ssize_t, double *)
+    int fl_overlap_gradient(const fl_overlap_call *, Py_ssize_t, const double *, double)
+    size_t fl_lovasz_workspace(Py_ssize_t)
+    int fl_lovasz(int, const void *, const unsigned char *, Py_ssize_t, int, void *, double *, void *)
     fl_softmax_call fl_softmax_call_init()
     int fl_softmax_tiles(const fl_softmax_call *, Py_ssize_t *)
     int fl_softmax_tile(const fl_softmax_call *, Py_ssize_t)
@@ -468,16 +527,16 @@ cdef double in_order(Tiles *tiles) noexcept nogil:
     return total
 
 
-cdef int check_cross_entropy(const fl_cross_entropy_call *call, Tiles *tiles, int thread_number, double *weight) noexcept nogil:
+cdef int check_cross_entropy(const fl_class_call *call, Tiles *tiles, int thread_number, double *weight) noexcept nogil:
     """Reads the targets: FL_OK and the mean's denominator, or FL_ERROR_INDEX."""
     cdef Py_ssize_t i
     cdef int status = FL_OK
     if thread_number == 1:
         for i in range(tiles.count):
-            fl_cross_entropy_check(call, i, &tiles.checks[i])
+            fl_class_check(call, i, &tiles.checks[i])
     else:
         for i in prange(tiles.count, schedule="static", num_threads=thread_number):
-            fl_cross_entropy_check(call, i, &tiles.checks[i])
+            fl_class_check(call, i, &tiles.checks[i])
     weight[0] = 0
     for i in range(tiles.count):
         weight[0] += tiles.checks[i].weight
@@ -486,17 +545,17 @@ cdef int check_cross_entropy(const fl_cross_entropy_call *call, Tiles *tiles, in
     return status
 
 
-cdef double run_cross_entropy(const fl_cross_entropy_call *call, Tiles *tiles, int thread_number) noexcept nogil:
+cdef double run_cross_entropy(const fl_class_call *call, Tiles *tiles, int thread_number) noexcept nogil:
     cdef Py_ssize_t i
     # Where there is no memory for it, the kernels do without.
-    cdef size_t size = (fl_cross_entropy_scratch(call) + 63) // 64 * 64
+    cdef size_t size = (fl_class_scratch(call) + 63) // 64 * 64
     cdef char *scratch = <char *> malloc(size * thread_number) if size else NULL
     if thread_number == 1:
         for i in range(tiles.count):
-            fl_cross_entropy_tile(call, i, scratch, &tiles.sums[i])
+            fl_class_tile(call, i, scratch, &tiles.sums[i])
     else:
         for i in prange(tiles.count, schedule="static", num_threads=thread_number):
-            fl_cross_entropy_tile(call, i, NULL if scratch == NULL else scratch + threadid() * size, &tiles.sums[i])
+            fl_class_tile(call, i, NULL if scratch == NULL else scratch + threadid() * size, &tiles.sums[i])
     free(scratch)
     return in_order(tiles)
 
@@ -535,7 +594,7 @@ cdef bint is_plain_output(object out, cnp.ndarray logits, cnp.ndarray target):
     return cnp.PyArray_DATA(array) == cnp.PyArray_DATA(logits) or not overlap(array, logits)
 
 
-def plain_cross_entropy(
+def plain_class_loss(
     object logits,
     object target,
     object ignore_index,
@@ -553,7 +612,7 @@ def plain_cross_entropy(
 
     None where anything is out of the ordinary, errors included: the general way follows then.
     """
-    cdef fl_cross_entropy_call call
+    cdef fl_class_call call
     cdef cnp.ndarray z, y, grad = None
     cdef Tiles tiles
     cdef Py_ssize_t count, outer = 1, inner = 1, classes
@@ -588,7 +647,7 @@ def plain_cross_entropy(
         return None
     if out_grad is not None and not is_plain_output(out_grad, z, y):
         return None
-    call = fl_cross_entropy_call_init()
+    call = fl_class_call_init()
     if reduction == "sum":
         call.reduction = FL_SUM
     elif reduction != "mean":
@@ -618,7 +677,7 @@ def plain_cross_entropy(
     call.logits.dtype = call.grad.dtype = code
     call.logits.stride[1] = call.grad.stride[1] = classes * inner
     call.logits.class_stride = call.grad.class_stride = inner
-    if fl_cross_entropy_tiles(&call, &count) != FL_OK:
+    if fl_class_tiles(&call, &count) != FL_OK:
         return None
     thread_number = thread_count(num_threads, outer * inner * classes)
     make_tiles(&tiles, count)
@@ -639,9 +698,15 @@ def plain_cross_entropy(
     return total if grad is None else (total, grad)
 
 
-def cross_entropy(problem):
-    """(loss, gradient or None) of a validate.CrossEntropyProblem."""
-    cdef fl_cross_entropy_call call = fl_cross_entropy_call_init()
+cdef dict CLASS_KINDS = {
+    "cross_entropy": FL_CROSS_ENTROPY, "nll": FL_NLL, "multi_margin": FL_MULTI_MARGIN,
+    "multilabel_margin": FL_MULTILABEL_MARGIN,
+}
+
+
+def class_loss(problem):
+    """(loss, gradient or None) of a validate.ClassProblem."""
+    cdef fl_class_call call = fl_class_call_init()
     cdef Tiles tiles
     cdef Py_ssize_t count = 0
     cdef int thread_number, status, axis = problem.axis
@@ -649,9 +714,17 @@ def cross_entropy(problem):
     cdef bint mean = problem.reduction == "mean"
     logits = problem.logits
     out = grad = None
+    cdef bint by_rows = problem.loss in ("multi_margin", "multilabel_margin")
+    if by_rows:  # which the margins' kernels need; and one of them can't work in place
+        logits = np.ascontiguousarray(np.moveaxis(logits, axis, -1))
+        axis = logits.ndim - 1
+        if problem.loss == "multilabel_margin" and problem.out_grad is not None:
+            logits = logits.copy()
     arrays = [logits]
     if problem.want_grad:
         out = grad = new_like(logits) if problem.out_grad is None else problem.out_grad
+        if by_rows and not cnp.PyArray_IS_C_CONTIGUOUS(grad):
+            grad = np.empty_like(logits, problem.compute_dtype)
         # The kernels write a gradient in the working type of the logits, or a narrower one.
         if not is_simple(grad) or (grad.dtype.itemsize == 8) != (logits.dtype.itemsize == 8):
             grad = np.empty_like(logits, problem.compute_dtype)
@@ -686,11 +759,17 @@ def cross_entropy(problem):
         call.grad_scale = problem.grad_output
     else:
         call.grad_output = pointer(problem.grad_output)
-    call.ignore_index = problem.ignore_index
+    if problem.ignore_index is not None:
+        call.ignore_index = problem.ignore_index
+    call.loss = CLASS_KINDS[problem.loss]
+    call.focal = problem.focal
+    call.gamma = problem.gamma
+    call.power = problem.power
+    call.margin = problem.margin
     call.label_smoothing = problem.label_smoothing
     call.z_loss = problem.z_loss
     call.softcap = 0 if problem.softcap is None else problem.softcap
-    status = fl_cross_entropy_tiles(&call, &count)
+    status = fl_class_tiles(&call, &count)
     if status != FL_OK:
         raise_status(status)
     thread_number = thread_count(problem.num_threads, logits.size)
@@ -713,60 +792,142 @@ def cross_entropy(problem):
     return losses if losses is not None else reduced(total, denominator, mean, problem.empty == "zero"), out
 
 
+cdef enum:
+    MAX_TOPK = 8
+
+
+def evaluate(problem, ks, bint want_lse):
+    """(loss, correct targets for each k, sum of entropies, number of targets that count, logsumexp or None) of a
+    validate.ClassProblem, or None where the kernels can't tell in one pass."""
+    cdef fl_class_call call = fl_class_call_init()
+    cdef Tiles tiles
+    cdef Py_ssize_t count = 0, i
+    cdef int thread_number, status, axis = problem.axis, k, number = len(ks)
+    cdef int topk[MAX_TOPK]
+    cdef double denominator = 0, total = 0, entropy = 0
+    cdef fl_metrics *metrics = NULL
+    logits = problem.logits
+    if number > MAX_TOPK or (problem.weight is not None and problem.label_smoothing > 0) or logits.size == 0:
+        return None
+    for k in range(number):
+        topk[k] = min(ks[k], 2147483647)
+    arrays, axis, layout = to_common_layout([logits], axis)
+    n, inner, outer = layout
+    if inner > 1 and logits.dtype.itemsize == 2:
+        return None
+    call.n[0] = n[0]
+    call.n[1] = n[1]
+    call.inner = inner
+    call.classes = problem.classes
+    call.logits = as_fl_array(arrays[0], axis, outer[0], inner > 1)
+    call.target = pointer(problem.target)
+    call.target_dtype = dtype_code(problem.target)
+    call.weight = pointer(problem.weight)
+    call.sample_weight = pointer(problem.sample_weight)
+    call.ignore_index = problem.ignore_index
+    call.label_smoothing = problem.label_smoothing
+    lse = np.empty(problem.row_shape, problem.compute_dtype) if want_lse else None
+    status = fl_class_tiles(&call, &count)
+    if status != FL_OK:
+        raise_status(status)
+    thread_number = thread_count(problem.num_threads, logits.size)
+    make_tiles(&tiles, count)
+    try:
+        metrics = <fl_metrics *> malloc(count * sizeof(fl_metrics))
+        if metrics == NULL:
+            raise MemoryError
+        with nogil:
+            status = check_cross_entropy(&call, &tiles, thread_number, &denominator)
+        if status != FL_OK:
+            validate.raise_bad_index(problem)
+        validate.check_denominator(problem, denominator)
+        call.normalizer = denominator
+        call.metrics = metrics
+        call.topk = topk
+        call.topk_count = number
+        call.lse = pointer(lse)
+        with nogil:
+            total = run_cross_entropy(&call, &tiles, thread_number)
+        counted = 0
+        correct = [0] * number
+        for i in range(count):
+            counted += metrics[i].counted
+            entropy += metrics[i].entropy
+            for k in range(number):
+                correct[k] += metrics[i].correct[k]
+    finally:
+        free(tiles.sums)
+        free(metrics)
+    return reduced(total, denominator, True, problem.empty == "zero"), correct, entropy, counted, lse
+
+
 def copy_back(out, grad, int out_axis, int axis):
     """Copies a gradient, whose class axis may have moved, to where the user wants it."""
     with np.errstate(all="ignore"):
         out[...] = np.moveaxis(grad, axis, out_axis)
 
 
-# ---- Binary cross-entropy -------------------------------------------------------------------------------------------
+# ---- Losses of single elements --------------------------------------------------------------------------------------
 
 
-cdef double check_binary(const fl_bce_call *call, Tiles *tiles, int thread_number) noexcept nogil:
-    """The mean's denominator."""
+cdef int check_elements(const fl_element_call *call, Tiles *tiles, int thread_number, double *weight) noexcept nogil:
+    """The mean's denominator, and FL_ERROR_INDEX where an element is out of its range."""
     cdef Py_ssize_t i
-    cdef double weight = 0
+    cdef int status = FL_OK
     if thread_number == 1:
         for i in range(tiles.count):
-            fl_bce_check(call, i, &tiles.checks[i])
+            fl_element_check(call, i, &tiles.checks[i])
     else:
         for i in prange(tiles.count, schedule="static", num_threads=thread_number):
-            fl_bce_check(call, i, &tiles.checks[i])
+            fl_element_check(call, i, &tiles.checks[i])
+    weight[0] = 0
     for i in range(tiles.count):
-        weight += tiles.checks[i].weight
-    return weight
+        weight[0] += tiles.checks[i].weight
+        if tiles.checks[i].bad_position >= 0:
+            status = FL_ERROR_INDEX
+    return status
 
 
-cdef double run_binary(const fl_bce_call *call, Tiles *tiles, int thread_number) noexcept nogil:
+cdef double run_elements(const fl_element_call *call, Tiles *tiles, int thread_number) noexcept nogil:
     cdef Py_ssize_t i
     if thread_number == 1:
         for i in range(tiles.count):
-            fl_bce_tile(call, i, &tiles.sums[i])
+            fl_element_tile(call, i, &tiles.sums[i])
     else:
         for i in prange(tiles.count, schedule="static", num_threads=thread_number):
-            fl_bce_tile(call, i, &tiles.sums[i])
+            fl_element_tile(call, i, &tiles.sums[i])
     return in_order(tiles)
 
 
-cdef double binary_total(fl_bce_call *call, object num_threads, double *denominator) except? -1:
-    """Runs a call that is complete but for its normalizer: the sum of the losses, and the denominator."""
+cdef double element_total(fl_element_call *call, object num_threads, double *denominator, object problem) except? -1:
+    """Runs a call; without a normalizer, that becomes the number of elements that count. Returns the sum of the
+    losses, and the denominator. problem: what to name the bad element of."""
     cdef Tiles tiles
     cdef Py_ssize_t count = 0
-    cdef double total
+    cdef double total = 0, counted
     cdef Py_ssize_t elements = call.n[0] * call.n[1] * call.n[2]
-    cdef int status = fl_bce_tiles(call, &count), thread_number = thread_count(num_threads, elements)
+    cdef int status = fl_element_tiles(call, &count), thread_number = thread_count(num_threads, elements)
     if status != FL_OK:
         raise_status(status)
     make_tiles(&tiles, count)
-    with nogil:
-        denominator[0] = check_binary(call, &tiles, thread_number) if call.has_ignore else <double>elements
-        call.normalizer = denominator[0]
-        total = run_binary(call, &tiles, thread_number)
-    free(tiles.sums)
+    counted = <double>elements
+    try:
+        with nogil:
+            if call.has_ignore or call.loss == FL_BCE:
+                status = check_elements(call, &tiles, thread_number, &counted)
+        if status != FL_OK:
+            validate.check_probabilities(problem)
+        if call.normalizer < 0:
+            call.normalizer = counted
+        denominator[0] = call.normalizer
+        with nogil:
+            total = run_elements(call, &tiles, thread_number)
+    finally:
+        free(tiles.sums)
     return total
 
 
-def plain_binary_cross_entropy_with_logits(
+def plain_element_loss(
     object logits,
     object target,
     object label_smoothing,
@@ -777,7 +938,7 @@ def plain_binary_cross_entropy_with_logits(
     object num_threads,
 ):
     """The common call: contiguous arrays, simple options. None where anything is out of the ordinary."""
-    cdef fl_bce_call call
+    cdef fl_element_call call
     cdef cnp.ndarray z, y, grad = None
     cdef double denominator = 0, total
     cdef int code
@@ -786,7 +947,7 @@ def plain_binary_cross_entropy_with_logits(
     z = logits
     y = target
     code = dtype_code(z)
-    call = fl_bce_call_init()
+    call = fl_element_call_init()
     call.target_dtype = dtype_code(y)
     if not is_float_code(code) or call.target_dtype == 0 or not cnp.PyArray_SAMESHAPE(z, y) or cnp.PyArray_SIZE(z) == 0:
         return None
@@ -812,7 +973,7 @@ def plain_binary_cross_entropy_with_logits(
     if return_grad or out_grad is not None:
         grad = new_array(z.ndim, z.shape, z) if out_grad is None else out_grad
         call.grad = cnp.PyArray_DATA(grad)
-    total = binary_total(&call, num_threads, &denominator)
+    total = element_total(&call, num_threads, &denominator, None)
     total = reduced(total, denominator, call.reduction == FL_MEAN, False)
     return total if grad is None else (total, grad)
 
@@ -835,9 +996,15 @@ def broadcast_layout(shape, arrays):
     return [a[0] for a in axes], [[a[1][k + 1] for a in axes] for k in range(len(arrays))]
 
 
-def binary_cross_entropy_with_logits(problem):
-    """(loss, gradient or None) of a validate.BinaryProblem."""
-    cdef fl_bce_call call = fl_bce_call_init()
+cdef dict ELEMENT_KINDS = {
+    "bce_with_logits": FL_BCE_WITH_LOGITS, "bce": FL_BCE, "sigmoid_focal": FL_SIGMOID_FOCAL,
+    "soft_margin": FL_SOFT_MARGIN, "hinge": FL_HINGE, "kl_div": FL_KL_DIV, "kl_div_log": FL_KL_DIV_LOG,
+}
+
+
+def element_loss(problem):
+    """(loss, gradient or None) of a validate.ElementProblem."""
+    cdef fl_element_call call = fl_element_call_init()
     cdef double denominator = 0, total
     cdef int i
     shape = problem.logits.shape
@@ -889,7 +1056,14 @@ def binary_cross_entropy_with_logits(problem):
     if problem.ignore_index is not None:
         call.has_ignore = 1
         call.ignore_value = problem.ignore_index
-    total = binary_total(&call, problem.num_threads, &denominator)
+    call.loss = ELEMENT_KINDS[problem.loss]
+    call.zero_one = problem.zero_one
+    call.alpha = problem.alpha
+    call.gamma = problem.gamma
+    call.margin = problem.margin
+    if problem.normalizer is not None:
+        call.normalizer = problem.normalizer
+    total = element_total(&call, problem.num_threads, &denominator, problem)
     if out is not None and grad is not out:
         copy_back(out, grad, 0, 0)
     return losses if losses is not None else reduced(total, denominator, problem.reduction == "mean", False), out
@@ -897,6 +1071,148 @@ def binary_cross_entropy_with_logits(problem):
 
 cdef cnp.ndarray new_array_like_contiguous(cnp.ndarray array):
     return new_array(array.ndim, array.shape, array)
+
+
+# ---- Overlap --------------------------------------------------------------------------------------------------------
+
+
+cdef class OverlapCall:
+    """A fl_overlap_call, the arrays that it points into, and their layout."""
+    cdef fl_overlap_call call
+    cdef list arrays
+    cdef int axis
+
+    def __cinit__(self, problem, grad):
+        cdef fl_overlap_call *call = &self.call
+        cdef bint is_mask = problem.mode == "multilabel"
+        call[0] = fl_overlap_call_init()
+        arrays = [problem.logits]
+        if grad is not None:
+            arrays.append(grad)
+        if is_mask:
+            arrays.append(problem.target)
+        self.arrays, self.axis, layout = to_common_layout(arrays, problem.axis)
+        n, inner, outer = layout
+        call.n[0] = n[0]
+        call.n[1] = n[1]
+        call.inner = inner
+        call.classes = problem.classes
+        call.logits = as_fl_array(self.arrays[0], self.axis, outer[0], inner > 1)
+        if grad is not None:
+            call.grad = as_fl_array(self.arrays[1], self.axis, outer[1], inner > 1)
+        if is_mask:
+            last = len(arrays) - 1
+            call.mask = as_fl_array(self.arrays[last], self.axis, outer[last], inner > 1)
+        else:
+            call.target = pointer(problem.target)
+            call.target_dtype = dtype_code(problem.target)
+        call.activation = FL_ACTIVATION_NONE
+        if problem.from_logits:
+            call.activation = FL_ACTIVATION_SIGMOID if is_mask else FL_ACTIVATION_SOFTMAX
+        call.squared = problem.squared
+        if problem.ignore_index is not None:
+            call.has_ignore = 1
+            call.ignore_index = problem.ignore_index
+        call.groups = problem.groups
+        call.entropy = problem.cross_entropy
+        call.entropy_weight = pointer(problem.class_weight)
+        call.focal = problem.focal
+        call.gamma = problem.gamma
+
+
+def overlap_sums(problem):
+    """(sums of each group and class, sum of the cross-entropy and its denominator) of a validate.OverlapProblem."""
+    cdef Py_ssize_t count = 0, i
+    cdef int status, thread_number = thread_count(problem.num_threads, problem.logits.size)
+    cdef Py_ssize_t classes = problem.classes, groups = problem.groups, stride = 3 * classes + 2
+    cdef OverlapCall prepared
+    cdef fl_overlap_call *call
+    cdef Tiles tiles
+    cdef double *sums
+    if problem.logits.size == 0:
+        return np.zeros((groups, classes, 3)), np.zeros(2)
+    prepared = OverlapCall(problem, None)
+    call = &prepared.call
+    status = fl_overlap_tiles(call, &count)
+    if status != FL_OK:
+        raise_status(status)
+    of_tiles = np.zeros((count, stride))
+    sums = <double *> pointer(of_tiles)
+    make_tiles(&tiles, count)
+    with nogil:
+        for i in prange(count, schedule="static", num_threads=thread_number):
+            fl_overlap_check(call, i, &tiles.checks[i])
+        for i in range(count):
+            if tiles.checks[i].bad_position >= 0:
+                status = FL_ERROR_INDEX
+        if status == FL_OK:
+            for i in prange(count, schedule="dynamic", num_threads=thread_number):
+                fl_overlap_sums(call, i, sums + i * stride)
+    free(tiles.sums)
+    if status != FL_OK:
+        validate.raise_bad_index(problem)
+    # One after the other, so that their order does not depend on NumPy.
+    by_group = of_tiles.reshape(groups, -1, stride)
+    total = by_group[:, 0].copy()
+    for k in range(1, by_group.shape[1]):
+        total += by_group[:, k]
+    entropy = np.add.accumulate(total[:, 3 * classes:], axis=0)[groups - 1]
+    return total[:, :3 * classes].reshape(groups, classes, 3), entropy
+
+
+def overlap_gradient(problem, of_intersection, of_sum, double scale):
+    """The gradient of a validate.OverlapProblem, from the derivatives by its sums."""
+    cdef Py_ssize_t count = 0, i
+    cdef int status, thread_number = thread_count(problem.num_threads, problem.logits.size)
+    cdef OverlapCall prepared
+    cdef fl_overlap_call *call
+    cdef const double *slopes
+    logits = problem.logits
+    out = grad = new_like(logits) if problem.out_grad is None else problem.out_grad
+    if logits.size == 0:
+        return out
+    # The kernels write a gradient in the working type of the logits, or a narrower one.
+    if not is_simple(grad) or (grad.dtype.itemsize == 8) != (logits.dtype.itemsize == 8):
+        grad = np.empty_like(logits, problem.compute_dtype)
+    prepared = OverlapCall(problem, grad)
+    call = &prepared.call
+    status = fl_overlap_tiles(call, &count)
+    if status != FL_OK:
+        raise_status(status)
+    both = np.ascontiguousarray(np.stack([of_intersection, of_sum], axis=-1), np.float64)
+    slopes = <const double *> pointer(both)
+    with nogil:
+        for i in prange(count, schedule="dynamic", num_threads=thread_number):
+            fl_overlap_gradient(call, i, slopes, scale)
+    if prepared.arrays[1] is not out:
+        copy_back(out, prepared.arrays[1], problem.axis, prepared.axis)
+    return out
+
+
+def lovasz(errors, positive, bint hinge):
+    """(loss, derivative by each error) of the Lovasz extension for one class."""
+    cdef Py_ssize_t n = errors.size
+    cdef double loss = 0
+    cdef int status, code
+    cdef void *z
+    cdef void *slope
+    cdef unsigned char *mark
+    cdef void *workspace = malloc(fl_lovasz_workspace(n) + 1)
+    if workspace == NULL:
+        raise MemoryError
+    errors = np.ascontiguousarray(errors)
+    positive = np.ascontiguousarray(positive, np.uint8)
+    slopes = np.empty_like(errors)
+    code = dtype_code(errors)
+    z = pointer(errors)
+    slope = pointer(slopes)
+    mark = <unsigned char *> pointer(positive)
+    with nogil:
+        status = fl_lovasz(code, z, mark, n, hinge, workspace, &loss, slope)
+    free(workspace)
+    if status != FL_OK:
+        raise_status(status)
+    return loss, slopes
 
 
 # ---- Primitives -----------------------------------------------------------------------------------------------------

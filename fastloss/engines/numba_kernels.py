@@ -25,6 +25,7 @@ from fastloss.engines.numba_math import (
     log1p,
     log1p_unit,
     ordered_bits,
+    power_of_unit,
     prefetch,
     wide_vectors,
     zero_times,
@@ -139,8 +140,39 @@ def scale_into(e, factor, shift, out):
 # ---- Cross-entropy with class indices, after the sums of a row are known: see csrc/cross_entropy.h ------------------
 
 
+TINY = 2.0**-126
+
+
+@njit(**INLINE)
+def focal_factors(nll, p, not_p, focal, gamma):
+    """Of the loss, f = (1 - focal) + focal not_p^gamma, and of its gradient, f + focal gamma p not_p^(gamma - 1) nll.
+
+    nll / not_p tends to 1 where both vanish, so that neither overflows for gamma below 1.
+    """
+    one = as_real(1.0, p)
+    share = as_real(focal, p)
+    power = share * power_of_unit(not_p, gamma)
+    ratio = one if not_p < as_real(TINY, p) else nll / not_p
+    f = (one - share) + power
+    return f, f + as_real(gamma, p) * power * (p * zero_times(p, ratio))
+
+
 @njit(**PLAIN)
-def finish(n, m, z_y, rest, distance, a, s, g, smoothing, u, z_loss, loss, factor, target_grad, shift):
+def focus(n, m, z_y, rest, focal, gamma, a, a_grad):
+    """n rows as `finish` takes them: the targets' factors a become those of the loss, and a_grad the gradient's."""
+    wide_vectors()
+    one = as_real(1.0, m[0])
+    for i in range(n):
+        e_y = exp(z_y[i] - m[i])
+        inverse = one / (rest[i] + e_y)
+        nll = (m[i] - z_y[i]) + log1p(rest[i] + (e_y - one))
+        of_loss, of_grad = focal_factors(nll, e_y * inverse, rest[i] * inverse, focal, gamma)
+        a_grad[i] = a[i] * of_grad
+        a[i] *= of_loss
+
+
+@njit(**PLAIN)
+def finish(n, m, z_y, rest, distance, a, a_grad, s, g, smoothing, u, z_loss, loss, factor, target_grad, shift):
     """n rows: m is the maximum, rest the sum of exp(z - m) without the target's, distance the sum of m - z."""
     wide_vectors()
     one = as_real(1.0, m[0])
@@ -154,7 +186,7 @@ def finish(n, m, z_y, rest, distance, a, s, g, smoothing, u, z_loss, loss, facto
         nll = (m[i] - z_y[i]) + log_sum
         lse = m[i] + log_sum
         extra = (z_loss + z_loss) * lse
-        every = a[i] + smoothing
+        every = a_grad[i] + smoothing
         value = a[i] * zero_times(a[i], nll) + (u * distance[i] + smoothing * log_sum) + z_loss * lse * lse
         loss[i] = s[i] * zero_times(s[i], value)
         factor[i] = g[i] * (every + extra) * inverse * SCALE_DOWN(one)
@@ -228,7 +260,10 @@ def ignore_row(row, grad, losses):
 
 
 @njit(**PLAIN)
-def short_rows(z, grad, losses, target, weight, sample_weight, upstream, first, end, ignore, smoothing, z_loss, scale):
+def short_rows(
+    z, grad, losses, target, weight, sample_weight, upstream, first, end, ignore, smoothing, z_loss, focal, gamma,
+    scale,
+):  # fmt: skip
     """Rows [first, end) of few classes: everything but maxima and sums in loops over many rows.
 
     z and grad are (rows, classes), or grad (0, 0); they may be the same.
@@ -237,13 +272,14 @@ def short_rows(z, grad, losses, target, weight, sample_weight, upstream, first, 
     at_once = max(8, min(256, SHORT_ROWS_AT_ONCE // classes))
     few = classes <= FEW_CLASSES
     share = 1.0 - smoothing
-    same_factors = not (weight.size or sample_weight.size or upstream.size)
+    same_factors = not (weight.size or sample_weight.size or upstream.size or focal > 0)
     x = np.empty((at_once, classes), z.dtype)
     index = np.empty(at_once, np.int64)
     ys = np.empty(at_once, np.int64)
-    work = np.zeros((11, at_once), z.dtype)
+    work = np.zeros((12, at_once), z.dtype)
     m, z_y, rest, distance, a, s, g = work[0], work[1], work[2], work[3], work[4], work[5], work[6]
     loss, factor, target_grad, shift = work[7], work[8], work[9], work[10]
+    a_grad = work[11] if focal > 0 else a
     a[:], s[:], g[:] = share, 1.0, scale
     result = 0.0
     row = first
@@ -285,9 +321,12 @@ def short_rows(z, grad, losses, target, weight, sample_weight, upstream, first, 
             else:
                 row_total = total(x[k])
             rest[k] = row_total * SCALE_DOWN(row_total)
+        if focal > 0:
+            focus(n, m, z_y, rest, focal, gamma, a, a_grad)
         finish(
-            n, m, z_y, rest, distance, a, s, g, smoothing, smoothing / classes, z_loss, loss, factor, target_grad, shift
-        )
+            n, m, z_y, rest, distance, a, a_grad, s, g, smoothing, smoothing / classes, z_loss, loss, factor,
+            target_grad, shift,
+        )  # fmt: skip
         for k in range(n):
             r = index[k]
             result += np.float64(loss[k])
@@ -351,7 +390,7 @@ def nll_of(rest, distance, e_y):
 
 
 @njit(**PLAIN)
-def long_row(z, e, y, a, s, g, smoothing, z_loss):
+def long_row(z, e, y, a, s, g, smoothing, z_loss, focal, gamma):
     """One row: (loss, factor, shift, the target's gradient), and its exponentials in e."""
     reference, rest, x_sum = row_sums(z, e, y, smoothing > 0)
     distance = np.float64(z[y]) - reference
@@ -360,7 +399,12 @@ def long_row(z, e, y, a, s, g, smoothing, z_loss):
     lse = reference + log_sum
     u = smoothing / z.size
     extra = 2 * z_loss * lse
-    every = a + smoothing
+    a_grad = a
+    if focal > 0:
+        of_loss, of_grad = focal_factors(nll, e_y / (rest + e_y), rest / (rest + e_y), focal, gamma)
+        a_grad = a * of_grad
+        a *= of_loss
+    every = a_grad + smoothing
     value = a * (nll if a != 0 or nll != nll else 0.0) + z_loss * lse * lse
     if smoothing > 0:
         value += smoothing * log_sum - u * x_sum
@@ -381,7 +425,10 @@ def row_gradient(e, factor, shift, y, target_grad, grad):
 
 
 @njit(**PLAIN)
-def long_rows(z, grad, losses, target, weight, sample_weight, upstream, first, end, ignore, smoothing, z_loss, scale):
+def long_rows(
+    z, grad, losses, target, weight, sample_weight, upstream, first, end, ignore, smoothing, z_loss, focal, gamma,
+    scale,
+):  # fmt: skip
     """Rows [first, end), one after the other. z and grad are (rows, classes), or grad (0, 0)."""
     in_place = grad.ctypes.data == z.ctypes.data
     scratch = np.empty(z.shape[1] if in_place or grad.size == 0 else 0, z.dtype)
@@ -395,7 +442,7 @@ def long_rows(z, grad, losses, target, weight, sample_weight, upstream, first, e
         s = np.float64(sample_weight[row]) if sample_weight.size else 1.0
         g = scale * s * (np.float64(upstream[row]) if upstream.size else 1.0)
         e = scratch if scratch.size else grad[row]
-        loss, factor, shift, target_grad = long_row(z[row], e, y, a, s, g, smoothing, z_loss)
+        loss, factor, shift, target_grad = long_row(z[row], e, y, a, s, g, smoothing, z_loss, focal, gamma)
         rounded = as_real(loss, z[0, 0])
         result += np.float64(rounded)
         if losses.size:
@@ -408,7 +455,7 @@ def long_rows(z, grad, losses, target, weight, sample_weight, upstream, first, e
 @njit(**PLAIN)
 def lanes(
     z, grad, losses, target, weight, sample_weight, upstream, classes, inner, outer, first, end, ignore, smoothing,
-    z_loss, scale,
+    z_loss, focal, gamma, scale,
 ):  # fmt: skip
     """Positions [first, end) of an outer one, their classes `inner` apart: loops over neighbouring positions."""
     at_once = max(64, min(512, 16384 // classes))
@@ -417,9 +464,10 @@ def lanes(
     counts = np.empty(at_once, np.bool_)
     ys = np.empty(at_once, np.int64)
     sums = np.empty((2, at_once), np.float64)
-    work = np.zeros((11, at_once), z.dtype)
+    work = np.zeros((12, at_once), z.dtype)
     m, z_y, rest, distance, a, s, g = work[0], work[1], work[2], work[3], work[4], work[5], work[6]
     loss, factor, target_grad, shift = work[7], work[8], work[9], work[10]
+    a_grad = work[11] if focal > 0 else a
     result = 0.0
     for position in range(first, end, at_once):
         n = min(at_once, end - position)
@@ -432,9 +480,12 @@ def lanes(
         for c in range(classes):
             copy_into(z[base + c * inner : base + c * inner + n], x[c])
         columns(x, ys[:n], smoothing > 0, m, z_y, rest, distance, sums)
+        if focal > 0:
+            focus(n, m, z_y, rest, focal, gamma, a, a_grad)
         finish(
-            n, m, z_y, rest, distance, a, s, g, smoothing, smoothing / classes, z_loss, loss, factor, target_grad, shift
-        )
+            n, m, z_y, rest, distance, a, a_grad, s, g, smoothing, smoothing / classes, z_loss, loss, factor,
+            target_grad, shift,
+        )  # fmt: skip
         for k in range(n):
             if not counts[k]:
                 loss[k] = 0
@@ -462,8 +513,10 @@ SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, ENTROPY = 1, 2, 3, 4  # 0: cross-entropy
 
 
 @njit(**PLAIN)
-def soft_row(kind, z, softcap, a, s, g, z_loss, x, e, slope, out):
-    """One row, whose class weights are a: its loss, or its value. `out` receives its gradient, or its softmax."""
+def soft_row(kind, z, softcap, a, s, g, z_loss, focal, gamma, x, e, slope, out):
+    """One row, whose class weights are a: its loss, or its value. `out` receives its gradient, or its softmax.
+
+    a is left as the weights of the gradient."""
     one = as_real(1.0, z[0])
     zero = one - one
     if softcap > 0:
@@ -502,11 +555,20 @@ def soft_row(kind, z, softcap, a, s, g, z_loss, x, e, slope, out):
     weights = 0.0
     b = 1.0
     if kind == 0:
+        weights_of_loss = 0.0
         for c in range(x.size):
             if a[c] != 0:
-                loss += np.float64(a[c]) * np.float64(m - x[c])
+                of_loss, of_grad = 1.0, 1.0
+                if focal > 0:
+                    p = np.float64(e[c] * SCALE_DOWN(one)) / sums if x[c] != m else 1.0 / sums
+                    not_p = 1.0 - p if x[c] != m else rest / sums
+                    nll = np.float64(m - x[c]) + log_sum
+                    of_loss, of_grad = focal_factors(nll, p, not_p, focal, gamma)
+                loss += np.float64(a[c]) * of_loss * np.float64(m - x[c])
+                weights_of_loss += np.float64(a[c]) * of_loss
+                a[c] *= of_grad
                 weights += np.float64(a[c])
-        loss += weights * log_sum + (z_loss * lse * lse if z_loss > 0 else 0.0)
+        loss += weights_of_loss * log_sum + (z_loss * lse * lse if z_loss > 0 else 0.0)
         loss = s * (loss if s != 0 or loss != loss or m != m else 0.0)
         b = weights + 2 * z_loss * lse
     if out.size:
@@ -529,7 +591,7 @@ def soft_row(kind, z, softcap, a, s, g, z_loss, x, e, slope, out):
 @njit(**PLAIN)
 def soft_rows(
     kind, z, out, losses, target, probabilities, weight, sample_weight, upstream, classes, inner, first, end, ignore,
-    smoothing, z_loss, softcap, scale,
+    smoothing, z_loss, softcap, focal, gamma, scale,
 ):  # fmt: skip
     """Rows [first, end), each gathered from where its classes lie."""
     work = np.zeros((5, classes), z.dtype)
@@ -553,7 +615,7 @@ def soft_rows(
                     a[c] = w * (q * (1.0 - smoothing) + smoothing / classes)
             s = np.float64(sample_weight[row]) if sample_weight.size else 1.0
             g = scale * s * (np.float64(upstream[row]) if upstream.size else 1.0)
-            value = soft_row(kind, z_row, softcap, a, s, g, z_loss, x, e, slope, out_row)
+            value = soft_row(kind, z_row, softcap, a, s, g, z_loss, focal, gamma, x, e, slope, out_row)
         rounded = as_real(value, z[0])
         result += np.float64(rounded)
         if losses.size:
@@ -689,7 +751,7 @@ def map_tile(kind, z, out, first, end):
 @njit(**PLAIN)
 def cross_entropy_tile(
     t, general, z, grad, losses, target, probabilities, weight, sample_weight, upstream, classes, inner, rows, ignore,
-    smoothing, z_loss, softcap, scale,
+    smoothing, z_loss, softcap, focal, gamma, scale,
 ):  # fmt: skip
     if general or inner == 1:
         per_tile = max(1, TILE // classes)
@@ -698,25 +760,25 @@ def cross_entropy_tile(
         if general:
             return soft_rows(
                 0, z, grad, losses, target, probabilities, weight, sample_weight, upstream, classes, inner, first, end,
-                ignore, smoothing, z_loss, softcap, scale,
+                ignore, smoothing, z_loss, softcap, focal, gamma, scale,
             )  # fmt: skip
         z_rows = z.reshape((rows, classes))
         grad_rows = grad.reshape((rows if grad.size else 0, classes))
         if classes <= SHORT_ROW:
             return short_rows(
                 z_rows, grad_rows, losses, target, weight, sample_weight, upstream, first, end, ignore, smoothing,
-                z_loss, scale,
+                z_loss, focal, gamma, scale,
             )  # fmt: skip
         return long_rows(
             z_rows, grad_rows, losses, target, weight, sample_weight, upstream, first, end, ignore, smoothing, z_loss,
-            scale,
+            focal, gamma, scale,
         )  # fmt: skip
     per_tile = max(64, TILE // classes)
     pieces = (inner + per_tile - 1) // per_tile
     first = t % pieces * per_tile
     return lanes(
         z, grad, losses, target, weight, sample_weight, upstream, classes, inner, t // pieces, first,
-        min(inner, first + per_tile), ignore, smoothing, z_loss, scale,
+        min(inner, first + per_tile), ignore, smoothing, z_loss, focal, gamma, scale,
     )  # fmt: skip
 
 
@@ -742,12 +804,12 @@ def cross_entropy_parallel(sums, *arguments):
 
 
 @njit(**CACHED)
-def check_targets(target, classes, ignore, weight, sample_weight):
+def check_targets(target, classes, ignores, ignore, weight, sample_weight):
     """The mean's denominator, or NaN where a target is neither a class nor ignored."""
     bad = 0
     count = 0
     for i in range(target.size):
-        counts = target[i] != ignore
+        counts = not ignores or target[i] != ignore
         count += counts
         bad += counts and (target[i] < 0 or target[i] >= classes)
     if bad:
@@ -756,7 +818,7 @@ def check_targets(target, classes, ignore, weight, sample_weight):
         return np.float64(count)
     result = 0.0
     for i in range(target.size):
-        if target[i] != ignore:
+        if not ignores or target[i] != ignore:
             w = np.float64(weight[target[i]]) if weight.size else 1.0
             result += w * (np.float64(sample_weight[i]) if sample_weight.size else 1.0)
     return result
@@ -769,7 +831,7 @@ def softmax_tile(t, kind, z, out, values, classes, inner, rows):
     target = np.empty(0, np.int64)
     soft_rows(
         kind, z, out, values, target, nothing, nothing, nothing, nothing, classes, inner, t * per_tile,
-        min(rows, (t + 1) * per_tile), -1, 0.0, 0.0, 0.0, 1.0,
+        min(rows, (t + 1) * per_tile), -1, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0,
     )  # fmt: skip
 
 

@@ -336,6 +336,18 @@ def log(x):
 
 
 @njit(**INLINE)
+def power_of_unit(x, a):
+    """x^a for x in [0, 1] and a >= 0, where 0^0 = 1."""
+    if a == 2:
+        return x * x
+    if a == 1:
+        return x
+    lowest = LOWEST(x)
+    log_x = log(x)
+    return exp(as_real(a, x) * (lowest if log_x < lowest else log_x))
+
+
+@njit(**INLINE)
 def sigmoid(x):
     one = as_real(1.0, x)
     u = exp(-abs(x))

@@ -11,77 +11,128 @@ import numpy as np
 from fastloss import validate
 
 if TYPE_CHECKING:
-    from fastloss.validate import BinaryProblem, CrossEntropyProblem, MapProblem, NDArray, SoftmaxProblem
+    from fastloss.validate import ClassProblem, ElementProblem, MapProblem, NDArray, OverlapProblem, SoftmaxProblem
 
 
-def cross_entropy(problem: CrossEntropyProblem) -> tuple[float | NDArray, NDArray | None]:
-    """loss = sample_weight * (sum_c a_c (lse - z_c) + z_loss * lse^2), a_c = weight_c * q_c: see fastloss.h."""
+def class_loss(problem: ClassProblem) -> tuple[float | NDArray, NDArray | None]:
+    """The losses over an axis of classes: each kind gives the losses of rows, and their gradients."""
     validate_targets(problem)
     with np.errstate(all="ignore"):
         x = _rows(problem.logits, problem.axis)
-        counts, q = _distribution(problem)
-        n, classes = x.shape
-        weight = np.ones(classes) if problem.weight is None else problem.weight.astype(np.float64)
-        sample_weight = _one_a_row(1.0 if problem.sample_weight is None else problem.sample_weight, n)
-        cap = problem.softcap
-        z = x if cap is None else cap * np.tanh(x / cap)
-        z, undefined = _poison(z)
-
-        # With A = sum_c a_c the gradient is A p_c - a_c. As the p_c sum to 1, that is also
-        # p_c (sum of the other a) - a_c (1 - p_c), where nothing cancels for a confident row.
-        a = sample_weight[:, None] * weight * ((1 - problem.label_smoothing) * q + problem.label_smoothing / classes)
-        gap, p, not_p, lse = _softmax(z)
-        losses = np.where(a == 0, 0, a * gap).sum(axis=1)
-        grad = p * _others(a) - a * not_p
-        if problem.z_loss:
-            losses += sample_weight * problem.z_loss * lse**2
-            grad += (sample_weight * 2 * problem.z_loss * lse)[:, None] * p
-        if cap is not None:
-            grad *= _tanh_slope(x / cap)
-        losses[undefined] = np.nan
-        grad[undefined] = np.nan
-        losses[~counts] = 0
-
-        denominator = 1.0
-        if problem.reduction == "mean":
-            denominator = _denominator(problem) if problem.normalizer is None else problem.normalizer
-        is_empty = problem.reduction == "mean" and denominator == 0
-        grad *= _one_a_row(problem.grad_output, n)[:, None] / (1.0 if is_empty else denominator)
-        grad[~counts] = 0
-        if is_empty:
-            grad[...] = 0
+        counts = _counts(problem)
+        sample_weight = _one_a_row(1.0 if problem.sample_weight is None else problem.sample_weight, len(x))
+        losses, grad = {
+            "cross_entropy": _cross_entropy,
+            "nll": _nll,
+            "multi_margin": _multi_margin,
+            "multilabel_margin": _multilabel_margin,
+        }[problem.loss](problem, x)
+        losses = np.where(counts, _weighted(sample_weight, losses), 0)
+        denominator = _denominator(problem) if problem.normalizer is None else problem.normalizer
+        if problem.reduction != "mean":
+            denominator = 1.0
+        upstream = sample_weight * _one_a_row(problem.grad_output, len(x)) / (denominator or 1.0)
+        grad = np.where(counts[:, None], grad * upstream[:, None], 0) * (denominator != 0)
+        grad = np.where(counts[:, None] & (denominator != 0), grad, 0)
 
         loss: float | NDArray
         if problem.reduction == "none":
             loss = losses.reshape(problem.row_shape).astype(problem.compute_dtype)
-        elif is_empty:
+        elif denominator == 0:
             loss = 0.0 if problem.empty == "zero" else math.nan
         else:
             loss = float(losses.sum()) / denominator
         if not problem.want_grad:
             return loss, None
-        moved = problem.row_shape + (classes,)
+        moved = problem.row_shape + (problem.classes,)
         return loss, _store(np.moveaxis(grad.reshape(moved), -1, problem.axis), problem.logits, problem.out_grad)
 
 
-def binary_cross_entropy_with_logits(problem: BinaryProblem) -> tuple[float | NDArray, NDArray | None]:
-    """loss = weight * (pos_weight * y * softplus(-z) + (1 - y) * softplus(z)): see fastloss.h."""
+def _cross_entropy(problem: ClassProblem, x: NDArray) -> tuple[NDArray, NDArray]:
+    """sum_c a_c f(p_c) (lse - z_c) + z_loss * lse^2, a_c = weight_c * q_c, f(p) = (1 - focal) + focal (1 - p)^gamma."""
+    classes, cap = problem.classes, problem.softcap
+    q = _distribution(problem)
+    z, undefined = _poison(x if cap is None else cap * np.tanh(x / cap))
+    weight = np.ones(classes) if problem.weight is None else problem.weight.astype(np.float64)
+    a = weight * ((1 - problem.label_smoothing) * q + problem.label_smoothing / classes)
+    gap, p, not_p, lse = _softmax(z)
+    share, gamma = problem.focal, problem.gamma
+    # d/dz_k of f(p_c) (lse - z_c) is h_c (p_k - [c = k]), with h = f(p) - p f'(p) log(p): 1 where there is no focus.
+    focus, h = np.ones_like(p), np.ones_like(p)
+    if share:
+        power = not_p**gamma
+        focus = (1 - share) + share * power
+        # gap / not_p tends to 1 where both vanish.
+        h = focus + share * gamma * power * _product(p, np.where(not_p < _TINY, 1, gap / np.maximum(not_p, _TINY)))
+    losses = np.where(a == 0, 0, a * focus * gap).sum(axis=1)
+    # With A = sum_c a_c h_c the gradient is A p_c - a_c h_c. As the p_c sum to 1, that is also
+    # p_c (sum of the other a h) - a_c h_c (1 - p_c), where nothing cancels for a confident row.
+    a = _product(a, h)
+    grad = p * _others(a) - a * not_p
+    if problem.z_loss:
+        losses += problem.z_loss * lse**2
+        grad += (2 * problem.z_loss * lse)[:, None] * p
+    if cap is not None:
+        grad *= _tanh_slope(x / cap)
+    losses[undefined] = np.nan
+    grad[undefined] = np.nan
+    return losses, grad
+
+
+def _nll(problem: ClassProblem, x: NDArray) -> tuple[NDArray, NDArray]:
+    """-weight_y x_y."""
+    a = _distribution(problem) * (1.0 if problem.weight is None else problem.weight.astype(np.float64))
+    return np.where(a == 0, 0, -a * x).sum(axis=1), -a
+
+
+def _multi_margin(problem: ClassProblem, x: NDArray) -> tuple[NDArray, NDArray]:
+    """weight_y / C * sum_{c != y} max(0, margin - z_y + z_c)^p."""
+    target = problem.target.reshape(-1).astype(np.int64)
+    rows = np.arange(len(x))
+    factor = (
+        1 / problem.classes * (np.ones(len(x)) if problem.weight is None else problem.weight.astype(np.float64)[target])
+    )
+    violation = problem.margin - x[rows, target][:, None] + x
+    violation = np.where(violation > 0, violation, np.where(np.isnan(violation), np.nan, 0))
+    violation[rows, target] = 0
+    slope = problem.power * np.where(violation > 0, violation ** (problem.power - 1), violation) * factor[:, None]
+    slope[rows, target] = -slope.sum(axis=1)
+    return factor * (violation**problem.power).sum(axis=1), slope
+
+
+def _multilabel_margin(problem: ClassProblem, x: NDArray) -> tuple[NDArray, NDArray]:
+    """1 / C * sum over labels y and classes c that are none of max(0, 1 - z_y + z_c)."""
+    losses, grad = np.zeros(len(x)), np.zeros(x.shape)
+    for row, labels in enumerate(problem.target.reshape(x.shape).astype(np.int64)):
+        end = np.flatnonzero(labels < 0)
+        labels = labels[: end[0]] if end.size else labels
+        others = np.setdiff1d(np.arange(problem.classes), labels)
+        violation = 1 - x[row, labels][:, None] + x[row, others]
+        violation = np.where(violation > 0, violation, np.where(np.isnan(violation), np.nan, 0))
+        slope = np.where(violation > 0, 1.0, violation) / problem.classes
+        losses[row] = violation.sum() / problem.classes
+        grad[row, others] += slope.sum(axis=0)
+        np.add.at(grad[row], labels, -slope.sum(axis=1))
+    return losses, grad
+
+
+def element_loss(problem: ElementProblem) -> tuple[float | NDArray, NDArray | None]:
+    """The losses of single elements: each kind gives losses, before weights, and slopes."""
+    if problem.loss == "bce":
+        validate.check_probabilities(problem)
     with np.errstate(all="ignore"):
         z = problem.logits.astype(np.float64)
         target = problem.target.astype(np.float64)
         counts = np.asarray(True if problem.ignore_index is None else target != problem.ignore_index)
         y = target * (1 - problem.label_smoothing) + problem.label_smoothing / 2
-        weight = 1.0 if problem.weight is None else problem.weight.astype(np.float64)
-        pos_weight = 1.0 if problem.pos_weight is None else problem.pos_weight.astype(np.float64)
-        yes = weight * pos_weight * y
-        no = weight * (1 - y)
-
-        losses = _product(yes, _softplus(-z)) + _product(no, _softplus(z))
-        losses = np.where(counts, np.where(np.isnan(z), np.nan, losses), 0)
-        counted = np.count_nonzero(np.broadcast_to(counts, z.shape))
-        denominator = float(counted) if problem.reduction == "mean" else 1.0
-        upstream = problem.grad_output / max(denominator, 1.0)
-        grad = np.where(counts, (no * _sigmoid(z) - yes * _sigmoid(-z)) * upstream, 0)
+        losses, slope = _ELEMENT_LOSSES[problem.loss](problem, z, 2 * y - 1 if problem.zero_one else y)
+        weight = np.asarray(1.0 if problem.weight is None else problem.weight.astype(np.float64))
+        losses = np.where(counts, _weighted(weight, losses), 0)
+        denominator = 1.0
+        if problem.reduction == "mean":
+            counted = np.count_nonzero(np.broadcast_to(counts, z.shape))
+            denominator = float(counted) if problem.normalizer is None else problem.normalizer
+        grad = np.where(counts, weight * slope * (problem.grad_output / (denominator or 1.0)), 0)
 
         loss: float | NDArray
         if problem.reduction == "none":
@@ -91,8 +142,134 @@ def binary_cross_entropy_with_logits(problem: BinaryProblem) -> tuple[float | ND
         return loss, _store(grad, problem.logits, problem.out_grad) if problem.want_grad else None
 
 
+def _bce_with_logits(problem: ElementProblem, z: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+    """pos_weight * y * softplus(-z) + (1 - y) * softplus(z)."""
+    yes = y * (1.0 if problem.pos_weight is None else problem.pos_weight.astype(np.float64))
+    losses = _product(yes, _softplus(-z)) + _product(1 - y, _softplus(z))
+    return np.where(np.isnan(z), np.nan, losses), (1 - y) * _sigmoid(z) - yes * _sigmoid(-z)
+
+
+def _bce(problem: ElementProblem, p: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+    """-(y log(p) + (1 - y) log(1 - p)), the logs at least -100 and p (1 - p) in the gradient at least 1e-12."""
+    losses = -y * np.maximum(np.log(p), -100) - (1 - y) * np.maximum(np.log1p(-p), -100)
+    return losses, (p - y) / np.maximum(p * (1 - p), 1e-12)
+
+
+def _sigmoid_focal(problem: ElementProblem, z: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+    """alpha_t * (1 - p_t)^gamma * cross-entropy, where 1 - p_t = y sigmoid(-z) + (1 - y) sigmoid(z)."""
+    p, not_p, gamma = _sigmoid(z), _sigmoid(-z), problem.gamma
+    alpha_t = np.ones_like(y) if problem.alpha < 0 else problem.alpha * y + (1 - problem.alpha) * (1 - y)
+    miss = y * not_p + (1 - y) * p
+    entropy = _product(y, _softplus(-z)) + _product(1 - y, _softplus(z))
+    power = miss**gamma
+    ratio = _product(p * not_p, 1 / np.maximum(miss, _TINY))
+    slope = _product(alpha_t * power, (1 - y) * p - y * not_p + _product(gamma * (1 - 2 * y) * ratio, entropy))
+    losses = _product(alpha_t * power, entropy)
+    return np.where(np.isnan(z), np.nan, losses), np.where(np.isnan(z), np.nan, slope)
+
+
+def _soft_margin(problem: ElementProblem, z: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+    """softplus(-y z)."""
+    return _softplus(-y * z), -y * _sigmoid(-y * z)
+
+
+def _hinge(problem: ElementProblem, z: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+    """max(0, margin - y z)."""
+    violation = problem.margin - y * z
+    return np.where(violation <= 0, 0, violation), np.where(violation <= 0, 0, np.where(violation > 0, -y, np.nan))
+
+
+def _kl_div(problem: ElementProblem, z: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+    """y (log(y) - z)."""
+    return np.where(y == 0, np.where(np.isnan(z), np.nan, 0), y * (np.log(y) - z)), -y
+
+
+def _kl_div_log(problem: ElementProblem, z: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
+    """exp(y) (y - z)."""
+    q = np.exp(y)
+    return np.where(q == 0, np.where(np.isnan(z), np.nan, 0), q * (y - z)), -q
+
+
+_ELEMENT_LOSSES: dict[str, Callable[..., tuple[NDArray, NDArray]]] = {
+    "bce_with_logits": _bce_with_logits,
+    "bce": _bce,
+    "sigmoid_focal": _sigmoid_focal,
+    "soft_margin": _soft_margin,
+    "hinge": _hinge,
+    "kl_div": _kl_div,
+    "kl_div_log": _kl_div_log,
+}
+# Below this a quotient of two vanishing numbers is replaced by its limit.
+_TINY = 1e-300
+
+
+def overlap_sums(problem: OverlapProblem) -> tuple[NDArray, NDArray]:
+    """Of each group and class the sums of p y, p (1 - y) and (1 - p) y, or where they are squared of p y, p (p - y) and
+    y (y - p): (groups, classes, 3); and the sum of the cross-entropy and its denominator."""
+    if problem.mode == "multiclass":
+        validate.raise_bad_index(problem)
+    with np.errstate(all="ignore"):
+        p, not_p, y, counts, cross_entropy = _overlap_parts(problem)[:5]
+        positive, negative = (p * (p - y), y * (y - p)) if problem.squared else (p * (1 - y), y * not_p)
+        if problem.squared:  # 1 - p has the digits that y - p loses
+            positive, negative = np.where(y == 1, -p * not_p, positive), np.where(y == 1, not_p, negative)
+        parts = np.stack([_product(y, p), positive, negative], axis=-1)
+        return np.where(counts[..., None], parts, 0).sum(axis=1), cross_entropy
+
+
+def overlap_gradient(problem: OverlapProblem, of_intersection: NDArray, of_sum: NDArray, scale: float) -> NDArray:
+    """The gradient, from the loss's derivatives by the sums of p y and of p (or p^2), each (groups, classes), and the
+    cross-entropy's gradient times `scale`."""
+    with np.errstate(all="ignore"):
+        p, not_p, y, counts, _, entropy_gradient = _overlap_parts(problem)
+        slope = of_intersection[:, None, :] * y + of_sum[:, None, :] * (2 * p if problem.squared else 1)
+        if problem.from_logits:
+            if problem.mode == "multiclass":
+                # p (slope - sum of p slope), where nothing cancels for a confident row.
+                part = _product(p, slope)
+                others = _others(part.reshape(-1, problem.classes)).reshape(part.shape)
+                slope = p * (not_p * slope - others)
+            else:
+                slope = p * not_p * slope
+        grad = np.where(counts, slope + scale * entropy_gradient, 0)
+        moved = np.moveaxis(problem.logits, problem.axis, -1).shape
+        return _store(np.moveaxis(grad.reshape(moved), -1, problem.axis), problem.logits, problem.out_grad)
+
+
+def _overlap_parts(problem: OverlapProblem) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray, NDArray]:
+    """(groups, rows, classes): probabilities, one minus them, targets, what counts; the sum of cross-entropy and its denominator, and
+    its gradient."""
+    x = _rows(problem.logits, problem.axis)
+    shape = (problem.groups, len(x) // max(problem.groups, 1), problem.classes)
+    entropy, slope = np.zeros(2), np.zeros_like(x)
+    if problem.mode == "multilabel":
+        target = np.moveaxis(problem.target, problem.axis, -1).reshape(shape)
+        every: NDArray = np.full(shape, True) if problem.ignore_index is None else target != problem.ignore_index
+        p, not_p = (_sigmoid(x), _sigmoid(-x)) if problem.from_logits else (x, 1 - x)
+        return p.reshape(shape), not_p.reshape(shape), target.astype(np.float64), every, entropy, slope.reshape(shape)
+    target = problem.target.reshape(-1)
+    counts = np.full(target.shape, True) if problem.ignore_index is None else target != problem.ignore_index
+    y = np.zeros(x.shape)
+    y[counts, target[counts].astype(np.int64)] = 1
+    p, not_p = x, 1 - x
+    if problem.from_logits:
+        gap, p, not_p, _ = _softmax(_poison(x)[0])
+        if problem.cross_entropy:
+            weight = 1.0 if problem.class_weight is None else problem.class_weight.astype(np.float64)
+            power = not_p**problem.gamma
+            focus = (1 - problem.focal) + problem.focal * power
+            ratio = np.where(not_p < _TINY, 1, gap / np.maximum(not_p, _TINY))
+            h = focus + problem.focal * problem.gamma * power * _product(p, ratio)
+            a = y * weight
+            entropy = np.array([_product(a, focus * gap)[counts].sum(), a[counts].sum()])
+            a = _product(a, h)
+            slope = p * _others(a) - a * not_p
+    every = np.broadcast_to(counts[:, None], x.shape).reshape(shape)
+    return p.reshape(shape), not_p.reshape(shape), y.reshape(shape), every, entropy, slope.reshape(shape)
+
+
 def elementwise(
-    formula: Callable[..., Any], problem: BinaryProblem, parameters: tuple[float, ...], want_hess: bool, out_hess: Any
+    formula: Callable[..., Any], problem: ElementProblem, parameters: tuple[float, ...], want_hess: bool, out_hess: Any
 ) -> tuple[float | NDArray, NDArray | None, NDArray | None]:
     """A custom loss of each element: formula(z, y, parameters) gives loss, first and second derivative."""
     with np.errstate(all="ignore"):
@@ -110,7 +287,7 @@ def elementwise(
 
 
 def rowwise(
-    formula: Callable[..., Any], problem: CrossEntropyProblem, parameters: tuple[float, ...]
+    formula: Callable[..., Any], problem: ClassProblem, parameters: tuple[float, ...]
 ) -> tuple[float | NDArray, NDArray | None]:
     """A custom loss of each row: formula(z_target, lse, log_p, p, not_p, parameters) gives the loss, the factor of p_c
     in the gradient of the other classes, and the target's gradient."""
@@ -185,8 +362,8 @@ def map(problem: MapProblem) -> NDArray:
         return _store(values, problem.x, None)
 
 
-def validate_targets(problem: CrossEntropyProblem) -> None:
-    if not problem.is_probabilities:
+def validate_targets(problem: ClassProblem) -> None:
+    if not problem.is_probabilities and problem.loss != "multilabel_margin":
         validate.raise_bad_index(problem)
     if problem.empty == "raise":
         validate.check_denominator(problem, _denominator(problem))
@@ -202,29 +379,29 @@ def _one_a_row(value: float | NDArray, n: int) -> NDArray:
     return np.broadcast_to(np.asarray(value, np.float64).reshape(-1), (n,))
 
 
-def _counts(problem: CrossEntropyProblem) -> NDArray:
+def _counts(problem: ClassProblem) -> NDArray:
     """Which rows are not ignored."""
-    if problem.is_probabilities:
+    if problem.is_probabilities or problem.loss in ("multi_margin", "multilabel_margin"):
         return np.ones(math.prod(problem.row_shape), bool)
     counts: NDArray = problem.target.reshape(-1) != problem.ignore_index
     return counts
 
 
-def _distribution(problem: CrossEntropyProblem) -> tuple[NDArray, NDArray]:
-    """Which rows count, and the target distribution of each, before smoothing."""
+def _distribution(problem: ClassProblem) -> NDArray:
+    """The target distribution of each row, before smoothing."""
     counts = _counts(problem)
     if problem.is_probabilities:
-        return counts, _rows(problem.target, problem.axis)
+        return _rows(problem.target, problem.axis)
     q = np.zeros((counts.size, problem.classes))
     rows = np.flatnonzero(counts)
     q[rows, problem.target.reshape(-1)[rows].astype(np.int64)] = 1
-    return counts, q
+    return q
 
 
-def _denominator(problem: CrossEntropyProblem) -> float:
+def _denominator(problem: ClassProblem) -> float:
     counts = _counts(problem)
     weights = _one_a_row(1.0 if problem.sample_weight is None else problem.sample_weight, counts.size)[counts]
-    if problem.weight is not None and not problem.is_probabilities:
+    if problem.weight is not None and not problem.is_probabilities and problem.loss != "multi_margin":
         target = problem.target.reshape(-1)[counts].astype(np.int64)
         weights = weights * problem.weight.astype(np.float64)[target]
     return float(weights.sum())
@@ -257,6 +434,11 @@ def _others(values: NDArray) -> NDArray:
 def _product(coefficient: NDArray, value: NDArray) -> NDArray:
     """coefficient * value, where nothing times infinity is nothing."""
     return np.where(coefficient == 0, 0, coefficient * value)
+
+
+def _weighted(weight: NDArray, losses: NDArray) -> NDArray:
+    """weight * losses, where NaN stays."""
+    return np.where(np.isnan(losses), np.nan, _product(weight, losses))
 
 
 def _tanh_slope(u: NDArray) -> NDArray:

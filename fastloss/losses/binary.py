@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastloss import validate
+from fastloss.catalogue import loss, register
 from fastloss.engines import get as get_engine
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def binary_cross_entropy_with_logits(
     out_grad: NDArray | None = ...,
     **options: Unpack[Upstreams],
 ) -> Any: ...
+@register
 def binary_cross_entropy_with_logits(
     logits: Array,
     target: Array,
@@ -190,12 +192,12 @@ def binary_cross_entropy_with_logits(
     '0.7484'
     """
     implementation = get_engine(engine)
-    plain = getattr(implementation, "plain_binary_cross_entropy_with_logits", None)
+    plain = getattr(implementation, "plain_element_loss", None)
     if plain and weight is None and pos_weight is None and ignore_index is None:
         result = plain(logits, target, label_smoothing, reduction, return_grad, out_grad, grad_output, num_threads)
         if result is not None:
             return result
-    problem = validate.binary_cross_entropy_with_logits(
+    problem = validate.element_loss(
         logits,
         target,
         weight=weight,
@@ -208,5 +210,80 @@ def binary_cross_entropy_with_logits(
         grad_output=grad_output,
         num_threads=num_threads,
     )
-    loss, grad = implementation.binary_cross_entropy_with_logits(problem)
+    loss, grad = implementation.element_loss(problem)
+    return (loss, grad) if problem.want_grad else loss
+
+
+@loss
+def binary_cross_entropy(
+    probs: Array,
+    target: Array,
+    *,
+    weight: Array | None = None,
+    reduction: Reduction = "mean",
+    return_grad: bool = False,
+    out_grad: NDArray | None = None,
+    grad_output: Number | Array | None = None,
+    engine: str | None = None,
+    num_threads: Index | None = None,
+) -> Any:
+    r"""Cross-entropy between probabilities and target, element by element, and its gradient in the same pass.
+
+    ::
+
+        loss = -weight * (y log(p) + (1 - y) log(1 - p)),    the logs at least -100
+        grad = weight * (p - y) / max(p (1 - p), 1e-12) * grad_output / denominator
+
+    From logits, `fastloss.binary_cross_entropy_with_logits` is faster and more exact than sigmoid and this.
+
+    Parameters
+    ----------
+    probs
+        Probabilities in [0, 1]: float32, float64, float16 or bfloat16 array of any shape, strides and alignment.
+    target
+        Boolean, integer or floating array of the same shape, with values in [0, 1].
+    weight
+        Factor of each element; broadcasts to the shape of probs.
+    reduction
+        "mean" (over all elements, whatever their weight), "sum" or "none".
+    {common parameters}
+
+    {returns}
+
+    Shape
+    -----
+    probs, target, and the loss for "none": any shape, the same for all.
+
+    Errors
+    ------
+    ValueError for shapes and values, also for the first probability outside [0, 1], TypeError for types. Nothing has
+    been written to out_grad then.
+
+    Notes
+    -----
+    The bounds, -100 and 1e-12, are torch's. NaN in an element makes its loss and gradient NaN, and no other's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastloss as fl
+    >>> f"{fl.binary_cross_entropy(np.array([0.277, 0.299, 0.424]), [0, 0, 1]):.4f}"
+    '0.5125'
+    """
+    problem = validate.element_loss(
+        probs,
+        target,
+        weight=weight,
+        pos_weight=None,
+        label_smoothing=0.0,
+        ignore_index=None,
+        name="probs",
+        loss="bce",
+        reduction=reduction,
+        return_grad=return_grad,
+        out_grad=out_grad,
+        grad_output=grad_output,
+        num_threads=num_threads,
+    )
+    loss, grad = get_engine(engine).element_loss(problem)
     return (loss, grad) if problem.want_grad else loss

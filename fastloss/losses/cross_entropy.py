@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastloss import validate
+from fastloss.catalogue import register
 from fastloss.engines import get as get_engine
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def cross_entropy(
     out_grad: NDArray | None = ...,
     **options: Unpack[Upstreams],
 ) -> Any: ...
+@register
 def cross_entropy(
     logits: Array,
     target: Array,
@@ -233,7 +235,7 @@ def cross_entropy(
     ('1.3189', True)
     """
     implementation = get_engine(engine)
-    plain = getattr(implementation, "plain_cross_entropy", None)
+    plain = getattr(implementation, "plain_class_loss", None)
     if plain and weight is None and sample_weight is None and softcap is None and normalizer is None:
         result = plain(
             logits, target, ignore_index, label_smoothing, z_loss, axis, empty, reduction, return_grad, out_grad,
@@ -241,7 +243,7 @@ def cross_entropy(
         )  # fmt: skip
         if result is not None:
             return result
-    problem = validate.cross_entropy(
+    problem = validate.class_loss(
         logits,
         target,
         weight=weight,
@@ -259,5 +261,5 @@ def cross_entropy(
         grad_output=grad_output,
         num_threads=num_threads,
     )
-    loss, grad = implementation.cross_entropy(problem)
+    loss, grad = implementation.class_loss(problem)
     return (loss, grad) if problem.want_grad else loss

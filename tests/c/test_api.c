@@ -81,9 +81,9 @@ static fl_array new_array(void *data, int dtype, ptrdiff_t stride0, ptrdiff_t st
 }
 
 /* n x classes, contiguous. */
-static fl_cross_entropy_call rows_call(void *logits, int dtype, const void *target, ptrdiff_t n, ptrdiff_t classes,
+static fl_class_call rows_call(void *logits, int dtype, const void *target, ptrdiff_t n, ptrdiff_t classes,
                                        void *grad) {
-    fl_cross_entropy_call call = fl_cross_entropy_call_init();
+    fl_class_call call = fl_class_call_init();
     call.n[0] = 1;
     call.n[1] = n;
     call.classes = classes;
@@ -132,9 +132,9 @@ static void test_known_values(void) {
 
     /* Probability targets: logits log([.3, .15, .25, .3]), and the entropy of the target itself. */
     double log_p[4] = {log(.3), log(.15), log(.25), log(.3)}, q[4] = {.4, .1, .25, .25}, log_q[4], entropy;
-    fl_cross_entropy_call call = rows_call(log_p, FL_F64, NULL, 1, 4, NULL);
+    fl_class_call call = rows_call(log_p, FL_F64, NULL, 1, 4, NULL);
     call.target_probs = new_array(q, FL_F64, 0, 4, 1);
-    CHECK_STATUS(fl_cross_entropy(&call, &loss), FL_OK);
+    CHECK_STATUS(fl_class_loss(&call, &loss), FL_OK);
     CHECK_NEAR(loss, 1.3189, 5e-5);
     for (int c = 0; c < 4; c++) log_q[c] = log(q[c]);
     fl_softmax_call softmax = fl_softmax_call_init();
@@ -162,7 +162,7 @@ enum {
 };
 
 /* Fills loss (one a target) and grad (the logits' layout) in double; returns the mean's denominator. */
-static double formula(const fl_cross_entropy_call *call, double *losses, double *grad, unsigned char *is_grad) {
+static double formula(const fl_class_call *call, double *losses, double *grad, unsigned char *is_grad) {
     const int dtype = call->logits.dtype;
     const ptrdiff_t C = call->classes;
     double *p = (double *)get_memory((size_t)C * sizeof *p), *a = (double *)get_memory((size_t)C * sizeof *a);
@@ -232,7 +232,7 @@ static void test_formula(int dtype, ptrdiff_t classes, ptrdiff_t inner, int opti
     memset(loss_block, 0x5a, loss_bytes);
     char *grad = grad_block + GUARD * size_of(dtype), *losses = loss_block + GUARD * size_of(dtype);
 
-    fl_cross_entropy_call call = fl_cross_entropy_call_init();
+    fl_class_call call = fl_class_call_init();
     call.n[0] = N0;
     call.n[1] = N1;
     call.classes = classes;
@@ -264,7 +264,7 @@ static void test_formula(int dtype, ptrdiff_t classes, ptrdiff_t inner, int opti
     const double denominator = reduction == FL_MEAN ? computed : 1;
 
     double loss = NAN, sum = 0;
-    CHECK_STATUS(fl_cross_entropy(&call, &loss), FL_OK);
+    CHECK_STATUS(fl_class_loss(&call, &loss), FL_OK);
     for (ptrdiff_t i = 0; i < rows; i++) {
         CHECK_NEAR(get(losses, dtype, i), expected_losses[i], tolerance * (1 + fabs(expected_losses[i])));
         sum += expected_losses[i];
@@ -286,13 +286,13 @@ static void test_formula(int dtype, ptrdiff_t classes, ptrdiff_t inner, int opti
 
     /* The loss alone has the same bits; in place, so has the gradient. */
     double again = NAN;
-    fl_cross_entropy_call alone = call;
+    fl_class_call alone = call;
     alone.grad.data = NULL;
-    CHECK_STATUS(fl_cross_entropy(&alone, &again), FL_OK);
+    CHECK_STATUS(fl_class_loss(&alone, &again), FL_OK);
     CHECK(memcmp(&again, &loss, sizeof loss) == 0);
-    fl_cross_entropy_call in_place = call;
+    fl_class_call in_place = call;
     in_place.grad.data = logits;
-    CHECK_STATUS(fl_cross_entropy(&in_place, &again), FL_OK);
+    CHECK_STATUS(fl_class_loss(&in_place, &again), FL_OK);
     CHECK(memcmp(&again, &loss, sizeof loss) == 0);
     for (ptrdiff_t i = 0; i < size; i++) {
         if (is_grad[i]) CHECK(get(logits, dtype, i) == get(grad, dtype, i));
@@ -336,10 +336,10 @@ static void test_special_values(void) {
     const int64_t target[N] = {0, 0, 1, 1, -100, 2};
     float grad[N][C], losses[N];
     double loss;
-    fl_cross_entropy_call call = rows_call(logits, FL_F32, target, N, C, grad);
+    fl_class_call call = rows_call(logits, FL_F32, target, N, C, grad);
     call.reduction = FL_NONE;
     call.losses = losses;
-    CHECK_STATUS(fl_cross_entropy(&call, &loss), FL_OK);
+    CHECK_STATUS(fl_class_loss(&call, &loss), FL_OK);
     CHECK_NEAR(losses[0], 2.407606, 1e-6);
     CHECK(isnan(losses[1]) && isnan(grad[1][0]) && isnan(grad[1][1]) && isnan(grad[1][2]));
     CHECK_NEAR(losses[2], 1.313262, 1e-6);
@@ -350,20 +350,20 @@ static void test_special_values(void) {
 
     /* The mean over nothing. */
     const int64_t none[2] = {-100, -100};
-    fl_cross_entropy_call empty = rows_call(logits, FL_F32, none, 2, C, grad);
+    fl_class_call empty = rows_call(logits, FL_F32, none, 2, C, grad);
     memset(grad, 0x5a, sizeof grad);
-    CHECK_STATUS(fl_cross_entropy(&empty, &loss), FL_OK);
+    CHECK_STATUS(fl_class_loss(&empty, &loss), FL_OK);
     CHECK(isnan(loss) && grad[0][0] == 0 && grad[1][2] == 0);
     empty.empty = FL_EMPTY_ZERO;
-    CHECK_STATUS(fl_cross_entropy(&empty, &loss), FL_OK);
+    CHECK_STATUS(fl_class_loss(&empty, &loss), FL_OK);
     CHECK(loss == 0 && grad[0][0] == 0);
     empty.normalizer = 4;
-    CHECK_STATUS(fl_cross_entropy(&empty, &loss), FL_OK);
+    CHECK_STATUS(fl_class_loss(&empty, &loss), FL_OK);
     CHECK(loss == 0);
 
     /* No rows at all. */
-    fl_cross_entropy_call no_rows = rows_call(logits, FL_F32, none, 0, C, grad);
-    CHECK_STATUS(fl_cross_entropy(&no_rows, &loss), FL_OK);
+    fl_class_call no_rows = rows_call(logits, FL_F32, none, 0, C, grad);
+    CHECK_STATUS(fl_class_loss(&no_rows, &loss), FL_OK);
     CHECK(isnan(loss));
 }
 
@@ -386,17 +386,17 @@ static void test_status_codes(void) {
     memset(losses, 0x5a, sizeof losses);
     memset(untouched, 0x5a, sizeof untouched);
 
-    const fl_cross_entropy_call good = rows_call(logits, FL_F32, target, N, C, grad);
-    fl_cross_entropy_call call;
+    const fl_class_call good = rows_call(logits, FL_F32, target, N, C, grad);
+    fl_class_call call;
 #define REFUSED(expected, change)                               \
     do {                                                        \
         call = good;                                            \
         call.losses = losses;                                   \
         change;                                                 \
-        CHECK_STATUS(fl_cross_entropy(&call, &loss), expected); \
+        CHECK_STATUS(fl_class_loss(&call, &loss), expected); \
     } while (0)
-    CHECK_STATUS(fl_cross_entropy(NULL, &loss), FL_ERROR_NULL);
-    CHECK_STATUS(fl_cross_entropy(&good, NULL), FL_ERROR_NULL);
+    CHECK_STATUS(fl_class_loss(NULL, &loss), FL_ERROR_NULL);
+    CHECK_STATUS(fl_class_loss(&good, NULL), FL_ERROR_NULL);
     REFUSED(FL_ERROR_NULL, call.logits.data = NULL);
     REFUSED(FL_ERROR_NULL, call.target = NULL);
     REFUSED(FL_ERROR_SIZE, call.n[0] = -1);
@@ -427,12 +427,12 @@ static void test_status_codes(void) {
     if (sizeof(ptrdiff_t) > 4) {
         call = good;
         call.classes = (ptrdiff_t)1 << (sizeof(ptrdiff_t) > 4 ? 31 : 0);
-        CHECK_STATUS(fl_cross_entropy(&call, &loss), FL_ERROR_SIZE);
+        CHECK_STATUS(fl_class_loss(&call, &loss), FL_ERROR_SIZE);
     }
     ptrdiff_t tiles = 42;
     call = good;
     call.n[1] = -1;
-    CHECK_STATUS(fl_cross_entropy_tiles(&call, &tiles), FL_ERROR_SIZE);
+    CHECK_STATUS(fl_class_tiles(&call, &tiles), FL_ERROR_SIZE);
     CHECK(tiles == 42);
 
     CHECK_STATUS(fl_cross_entropy_f32(&logits[0][0], high, N, C, &loss, &grad[0][0]), FL_ERROR_INDEX);
@@ -444,25 +444,25 @@ static void test_status_codes(void) {
     CHECK_STATUS(fl_bce_with_logits_f32(&logits[0][0], NULL, N, &loss, &grad[0][0]), FL_ERROR_NULL);
     CHECK_STATUS(fl_bce_with_logits_f32(&logits[0][0], &logits[0][0], -1, &loss, &grad[0][0]), FL_ERROR_SIZE);
 
-    fl_bce_call bce = fl_bce_call_init();
+    fl_element_call bce = fl_element_call_init();
     bce.n[0] = bce.n[1] = 1;
     bce.n[2] = N;
     bce.logits = bce.target = logits;
     bce.logits_dtype = bce.target_dtype = bce.grad_dtype = FL_F32;
     bce.grad = grad;
-    const fl_bce_call good_bce = bce;
-    CHECK_STATUS(fl_bce(NULL, &loss), FL_ERROR_NULL);
+    const fl_element_call good_bce = bce;
+    CHECK_STATUS(fl_element_loss(NULL, &loss), FL_ERROR_NULL);
     bce.logits = NULL;
-    CHECK_STATUS(fl_bce(&bce, &loss), FL_ERROR_NULL);
+    CHECK_STATUS(fl_element_loss(&bce, &loss), FL_ERROR_NULL);
     bce = good_bce;
     bce.struct_size = sizeof bce + 8;
-    CHECK_STATUS(fl_bce(&bce, &loss), FL_ERROR_SIZE);
+    CHECK_STATUS(fl_element_loss(&bce, &loss), FL_ERROR_SIZE);
     bce = good_bce;
     bce.logits_dtype = FL_U8;
-    CHECK_STATUS(fl_bce(&bce, &loss), FL_ERROR_DTYPE);
+    CHECK_STATUS(fl_element_loss(&bce, &loss), FL_ERROR_DTYPE);
     bce = good_bce;
     bce.label_smoothing = 2;
-    CHECK_STATUS(fl_bce(&bce, &loss), FL_ERROR_OPTION);
+    CHECK_STATUS(fl_element_loss(&bce, &loss), FL_ERROR_OPTION);
 
     fl_softmax_call softmax = fl_softmax_call_init();
     softmax.kind = 9;
@@ -501,17 +501,17 @@ static void test_older_struct(void) {
     float logits[N][C] = {{2.0f, 0.1f, 0.4f}, {1.0f, 8.0f, -1.0f}}, grad[N][C], old_grad[N][C];
     const int64_t target[N] = {1, 2};
     double loss, old_loss;
-    const fl_cross_entropy_call call = rows_call(logits, FL_F32, target, N, C, grad);
-    CHECK_STATUS(fl_cross_entropy(&call, &loss), FL_OK);
+    const fl_class_call call = rows_call(logits, FL_F32, target, N, C, grad);
+    CHECK_STATUS(fl_class_loss(&call, &loss), FL_OK);
 
     /* What follows the older struct is not ours to read: AddressSanitizer watches the end of this allocation. */
-    const size_t size = offsetof(fl_cross_entropy_call, label_smoothing);
-    fl_cross_entropy_call *old = (fl_cross_entropy_call *)get_memory(size);
-    fl_cross_entropy_call shorter = call;
+    const size_t size = offsetof(fl_class_call, label_smoothing);
+    fl_class_call *old = (fl_class_call *)get_memory(size);
+    fl_class_call shorter = call;
     shorter.struct_size = size;
     shorter.grad.data = old_grad;
     memcpy((void *)old, &shorter, size);
-    CHECK_STATUS(fl_cross_entropy(old, &old_loss), FL_OK);
+    CHECK_STATUS(fl_class_loss(old, &old_loss), FL_OK);
     CHECK(memcmp(&loss, &old_loss, sizeof loss) == 0);
     CHECK(memcmp(grad, old_grad, sizeof grad) == 0);
     free(old);
@@ -519,7 +519,7 @@ static void test_older_struct(void) {
     /* Fields behind struct_size are not read, even where there is memory. */
     shorter.label_smoothing = 5;
     shorter.reduction = 99;
-    CHECK_STATUS(fl_cross_entropy(&shorter, &old_loss), FL_OK);
+    CHECK_STATUS(fl_class_loss(&shorter, &old_loss), FL_OK);
     CHECK(memcmp(&loss, &old_loss, sizeof loss) == 0);
 }
 
@@ -536,23 +536,23 @@ static void test_cross_entropy_tiles(int dtype, ptrdiff_t n, ptrdiff_t classes, 
     int64_t *target = (int64_t *)get_memory((size_t)(n * inner) * sizeof *target);
     for (ptrdiff_t i = 0; i < n * inner; i++) target[i] = i % 11 == 5 ? -100 : i % classes;
 
-    fl_cross_entropy_call call = rows_call(logits, dtype, target, n, classes, grad);
+    fl_class_call call = rows_call(logits, dtype, target, n, classes, grad);
     call.inner = inner;
     call.logits.stride[1] = call.grad.stride[1] = classes * inner;
     call.logits.class_stride = call.grad.class_stride = inner;
     call.weight = weight;
     double whole;
-    CHECK_STATUS(fl_cross_entropy(&call, &whole), FL_OK);
+    CHECK_STATUS(fl_class_loss(&call, &whole), FL_OK);
 
     ptrdiff_t tiles = 0;
     call.grad.data = tiled;
-    CHECK_STATUS(fl_cross_entropy_tiles(&call, &tiles), FL_OK);
+    CHECK_STATUS(fl_class_tiles(&call, &tiles), FL_OK);
     CHECK(tiles > 1 && tiles <= MAX_TILES);
     if (tiles > MAX_TILES) return;
     double normalizer = 0, loss = 0;
     for (ptrdiff_t tile = 0; tile < tiles; tile++) {
         fl_target_check result;
-        CHECK_STATUS(fl_cross_entropy_check(&call, tile, &result), FL_OK);
+        CHECK_STATUS(fl_class_check(&call, tile, &result), FL_OK);
         CHECK(result.bad_position == -1);
         weights[tile] = result.weight;
     }
@@ -561,7 +561,7 @@ static void test_cross_entropy_tiles(int dtype, ptrdiff_t n, ptrdiff_t classes, 
     /* Odd tiles first, each half backwards. */
     for (int parity = 1; parity >= 0; parity--) {
         for (ptrdiff_t tile = tiles - 1; tile >= 0; tile--) {
-            if (tile % 2 == parity) CHECK_STATUS(fl_cross_entropy_tile(&call, tile, NULL, &losses[tile]), FL_OK);
+            if (tile % 2 == parity) CHECK_STATUS(fl_class_tile(&call, tile, NULL, &losses[tile]), FL_OK);
         }
     }
     for (ptrdiff_t tile = 0; tile < tiles; tile++) loss += losses[tile];
@@ -576,14 +576,14 @@ static void test_cross_entropy_tiles(int dtype, ptrdiff_t n, ptrdiff_t classes, 
     ptrdiff_t found = -1;
     for (ptrdiff_t tile = 0; tile < tiles; tile++) {
         fl_target_check result;
-        (void)fl_cross_entropy_check(&call, tile, &result);
+        (void)fl_class_check(&call, tile, &result);
         if (found < 0 && result.bad_position >= 0) {
             found = result.bad_position;
             CHECK(result.bad_value == classes + 3);
         }
     }
     CHECK(found == bad);
-    CHECK_STATUS(fl_cross_entropy(&call, &loss), FL_ERROR_INDEX);
+    CHECK_STATUS(fl_class_loss(&call, &loss), FL_ERROR_INDEX);
 
     free(logits);
     free(weight);
@@ -606,7 +606,7 @@ static void test_bce(int dtype, int options, ptrdiff_t last) {
     void *grad = get_memory((size_t)n * size_of(dtype)), *losses = get_memory((size_t)n * size_of(dtype));
     for (ptrdiff_t i = 3; i < n; i += 4) put(target, dtype, i, -1);
 
-    fl_bce_call call = fl_bce_call_init();
+    fl_element_call call = fl_element_call_init();
     call.n[0] = N0;
     call.n[1] = N1;
     call.n[2] = last;
@@ -627,7 +627,7 @@ static void test_bce(int dtype, int options, ptrdiff_t last) {
     call.ignore_value = -1;
     double loss = NAN, again = NAN, count = 0;
     long double sum = 0; /* in double, the order of the terms would show */
-    CHECK_STATUS(fl_bce(&call, &loss), FL_OK);
+    CHECK_STATUS(fl_element_loss(&call, &loss), FL_OK);
 
     for (ptrdiff_t i = 0; i < n; i++) count += get(target, dtype, i) != -1;
     for (ptrdiff_t i = 0; i < n; i++) {
@@ -647,19 +647,19 @@ static void test_bce(int dtype, int options, ptrdiff_t last) {
     static double weights[MAX_TILES], tile_losses[MAX_TILES];
     ptrdiff_t tiles = 0;
     call.grad = logits;
-    CHECK_STATUS(fl_bce_tiles(&call, &tiles), FL_OK);
+    CHECK_STATUS(fl_element_tiles(&call, &tiles), FL_OK);
     CHECK(tiles >= 1 && tiles <= MAX_TILES);
     if (tiles > MAX_TILES) return;
     for (ptrdiff_t tile = 0; tile < tiles; tile++) {
         fl_target_check result;
-        CHECK_STATUS(fl_bce_check(&call, tile, &result), FL_OK);
+        CHECK_STATUS(fl_element_check(&call, tile, &result), FL_OK);
         weights[tile] = result.weight;
     }
     call.normalizer = again = 0;
     for (ptrdiff_t tile = 0; tile < tiles; tile++) call.normalizer += weights[tile];
     CHECK_NEAR(call.normalizer, count, 0);
     for (ptrdiff_t tile = tiles - 1; tile >= 0; tile--)
-        CHECK_STATUS(fl_bce_tile(&call, tile, &tile_losses[tile]), FL_OK);
+        CHECK_STATUS(fl_element_tile(&call, tile, &tile_losses[tile]), FL_OK);
     for (ptrdiff_t tile = 0; tile < tiles; tile++) again += tile_losses[tile];
     again /= call.normalizer;
     CHECK(memcmp(&again, &loss, sizeof loss) == 0);
@@ -769,13 +769,13 @@ static void test_target_dtypes(void) {
     const void *const targets[] = {i8, i16, i32, i64, u8, u16, u32, u64};
     for (int dtype = FL_I8; dtype <= FL_U64; dtype++) {
         double loss;
-        fl_cross_entropy_call call = rows_call(logits, FL_F32, targets[dtype - FL_I8], N, C, NULL);
+        fl_class_call call = rows_call(logits, FL_F32, targets[dtype - FL_I8], N, C, NULL);
         call.target_dtype = dtype;
         call.ignore_index = dtype < FL_U8 ? -1 : 255;
-        CHECK_STATUS(fl_cross_entropy(&call, &loss), FL_OK);
+        CHECK_STATUS(fl_class_loss(&call, &loss), FL_OK);
         CHECK_NEAR(loss, 5.601112, 1e-6);
         call.ignore_index = -100;
-        CHECK_STATUS(fl_cross_entropy(&call, &loss), FL_ERROR_INDEX);
+        CHECK_STATUS(fl_class_loss(&call, &loss), FL_ERROR_INDEX);
     }
 }
 
@@ -790,13 +790,13 @@ static void test_half_types(void) {
     for (int dtype = FL_F16; dtype <= FL_BF16; dtype++) {
         uint16_t half[4], half_grad[4];
         memcpy(half, dtype == FL_F16 ? f16 : bf16, sizeof half);
-        fl_cross_entropy_call call = rows_call(half, dtype, &target, 1, 4, grad);
+        fl_class_call call = rows_call(half, dtype, &target, 1, 4, grad);
         call.grad.dtype = FL_F32;
-        CHECK_STATUS(fl_cross_entropy(&call, &loss), FL_OK);
+        CHECK_STATUS(fl_class_loss(&call, &loss), FL_OK);
         CHECK_NEAR(loss, expected_loss, 1e-6);
         for (int c = 0; c < 4; c++) CHECK_NEAR(grad[c], expected[c], 1e-6);
         call.grad = new_array(half_grad, dtype, 0, 4, 1);
-        CHECK_STATUS(fl_cross_entropy(&call, &loss), FL_OK);
+        CHECK_STATUS(fl_class_loss(&call, &loss), FL_OK);
         CHECK(half_grad[2] >> 15 == 1 && half_grad[0] >> 15 == 0);
         if (dtype == FL_BF16) {
             const uint32_t bits = (uint32_t)half_grad[1] << 16;
@@ -824,11 +824,11 @@ static int test_isa_error(void) {
     const int64_t target = 0;
     double loss = 42;
     ptrdiff_t tiles = 42;
-    fl_cross_entropy_call call = rows_call(x, FL_F32, &target, 1, 2, out);
+    fl_class_call call = rows_call(x, FL_F32, &target, 1, 2, out);
     CHECK(fl_isa() == NULL);
     CHECK(fl_isa_list()[0] != '\0');
-    CHECK_STATUS(fl_cross_entropy(&call, &loss), FL_ERROR_ISA);
-    CHECK_STATUS(fl_cross_entropy_tiles(&call, &tiles), FL_ERROR_ISA);
+    CHECK_STATUS(fl_class_loss(&call, &loss), FL_ERROR_ISA);
+    CHECK_STATUS(fl_class_tiles(&call, &tiles), FL_ERROR_ISA);
     CHECK_STATUS(fl_cross_entropy_f32(x, &target, 1, 2, &loss, out), FL_ERROR_ISA);
     CHECK_STATUS(fl_bce_with_logits_f32(x, x, 2, &loss, out), FL_ERROR_ISA);
     CHECK_STATUS(fl_map(FL_SIGMOID, FL_F32, x, 2, out), FL_ERROR_ISA);

@@ -116,7 +116,7 @@ static void test_cross_entropy(int dtype, ptrdiff_t n, ptrdiff_t classes, ptrdif
              (long)classes, (long)inner, options);
     fill(source, dtype, size, 1);
     for (int at_end = 1; at_end >= 0; at_end--) {
-        fl_cross_entropy_call call = fl_cross_entropy_call_init();
+        fl_class_call call = fl_class_call_init();
         char *z = place(Z, (size_t)size * size_of(dtype), at_end);
         char *grad = options & IN_PLACE ? z : place(GRAD, (size_t)size * size_of(dtype), at_end);
         memcpy(z, source, (size_t)size * size_of(dtype));
@@ -170,17 +170,17 @@ static void test_cross_entropy(int dtype, ptrdiff_t n, ptrdiff_t classes, ptrdif
         call.reduction = FL_NONE;
         double loss = NAN;
         if (options & WITH_SCRATCH) {
-            const size_t bytes = fl_cross_entropy_scratch(&call);
+            const size_t bytes = fl_class_scratch(&call);
             void *scratch = bytes ? place(SCRATCH, (bytes + 7) / 8 * 8, at_end) : NULL;
             ptrdiff_t tiles = 0;
-            if (fl_cross_entropy_tiles(&call, &tiles) != FL_OK) fail("refused");
+            if (fl_class_tiles(&call, &tiles) != FL_OK) fail("refused");
             loss = 0;
             for (ptrdiff_t tile = 0; tile < tiles; tile++) {
                 double part = 0;
-                if (fl_cross_entropy_tile(&call, tile, scratch, &part) != FL_OK) fail("refused");
+                if (fl_class_tile(&call, tile, scratch, &part) != FL_OK) fail("refused");
                 loss += part;
             }
-        } else if (fl_cross_entropy(&call, &loss) != FL_OK) {
+        } else if (fl_class_loss(&call, &loss) != FL_OK) {
             fail("refused");
         }
         same_as_before(&loss, sizeof loss, at_end, (char *)&kept_loss, "the loss differs");
@@ -232,7 +232,7 @@ static void test_elements(int dtype, ptrdiff_t n) {
                 snprintf(description, sizeof description, "bce, dtypes %d and %d, %ld, options %d", dtype, targets[t],
                          (long)n, options);
                 const int real = working(dtype);
-                fl_bce_call call = fl_bce_call_init();
+                fl_element_call call = fl_element_call_init();
                 call.n[2] = n;
                 call.logits = z;
                 call.grad = out;
@@ -253,7 +253,7 @@ static void test_elements(int dtype, ptrdiff_t n) {
                     call.ignore_value = 1;
                 }
                 double loss;
-                if (fl_bce(&call, &loss) != FL_OK) fail("refused");
+                if (fl_element_loss(&call, &loss) != FL_OK) fail("refused");
                 cases++;
             }
         }

@@ -3,6 +3,6 @@
 #include <fastloss.h>
 
 int main(void) {
-    fl_cross_entropy_call call = fl_cross_entropy_call_init();
-    return call.struct_size == sizeof(fl_cross_entropy_call) ? 0 : 1;
+    fl_class_call call = fl_class_call_init();
+    return call.struct_size == sizeof(fl_class_call) ? 0 : 1;
 }

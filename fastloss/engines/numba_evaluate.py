@@ -1,0 +1,96 @@
+"""Numba kernel of fl.evaluate: ranks, entropies and logsumexps of rows, in one pass."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit, prange
+
+from fastloss.engines.numba_kernels import CACHED, PLAIN, THREADED, TILE, largest, total_by_blocks
+from fastloss.engines.numba_math import SCALE_DOWN, as_real, exp_scaled, wide_vectors
+
+
+@njit(**PLAIN)
+def exponentials_below(x, m, e):
+    """e = scaled exponentials of x - m, but 0 where x is m."""
+    wide_vectors()
+    zero = as_real(0.0, m)
+    for c in range(x.size):
+        e[c] = zero if x[c] == m else exp_scaled(x[c] - m)
+
+
+@njit(error_model="numpy", fastmath={"reassoc", "nsz"})
+def sums_below(x, m, e):
+    """The sum of e (m - x), and how many x are m."""
+    distance, ties = 0.0, 0
+    for c in range(x.size):
+        distance += np.float64(e[c] * (m - x[c])) if e[c] != 0 else 0.0
+        ties += x[c] == m
+    return distance, ties
+
+
+@njit(**PLAIN)
+def statistics(x, e):
+    """logsumexp and entropy of one row; e is scratch."""
+    m = largest(x)
+    if math.isinf(m):
+        m = as_real(np.nan, m)
+    exponentials_below(x, m, e)
+    distance, ties = sums_below(x, m, e)
+    down = np.float64(SCALE_DOWN(m))
+    rest = total_by_blocks(e) * down + (ties - 1)
+    log_sum = math.log1p(rest)
+    return np.float64(m) + log_sum, log_sum + distance * down / (1.0 + rest)
+
+
+@njit(**PLAIN)
+def rank_of(x, y):
+    """How many classes rank in front of y: larger ones, and equal ones before it. NaN is in front of everything."""
+    z_y = x[y]
+    in_front = 0
+    for c in range(x.size):
+        in_front += not x[c] <= z_y
+    for c in range(y):
+        in_front += x[c] == z_y
+    return in_front
+
+
+@njit(**PLAIN)
+def tile(t, correct, entropies, counts, z, target, lse, ks, classes, inner, ignore):
+    per_tile = max(1, TILE // classes)
+    x, e = np.empty(classes, z.dtype), np.empty(classes, z.dtype)
+    for row in range(t * per_tile, min(target.size, (t + 1) * per_tile)):
+        y = target[row]
+        if y == ignore and lse.size == 0:
+            continue
+        base = row // inner * classes * inner + row % inner
+        for c in range(classes):
+            x[c] = z[base + c * inner]
+        of_row, entropy = statistics(x, e)
+        if lse.size:
+            lse[row] = of_row
+        if y == ignore:
+            continue
+        counts[t] += 1
+        entropies[t] += np.float64(as_real(entropy, z[0]))
+        rank = rank_of(x, y)
+        for c in range(classes):
+            if x[c] != x[c]:
+                rank = classes
+        for k in range(ks.size):
+            correct[t, k] += rank < ks[k]
+
+
+@njit(**CACHED)
+def evaluate_serial(*arguments):
+    for t in range(arguments[0].shape[0]):
+        tile(t, *arguments)
+
+
+@njit(**THREADED)
+def evaluate_parallel(*arguments):
+    for t in prange(arguments[0].shape[0]):
+        tile(t, *arguments)
