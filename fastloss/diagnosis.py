@@ -35,12 +35,23 @@ _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class DiagnosisWarning(UserWarning):
-    """Issued where FASTLOSS_DIAGNOSE=1 and the first batch of a call looks wrong."""
+    """Issued where FASTLOSS_DIAGNOSE=1 and the first batch of a call looks wrong.
+
+    >>> import warnings
+    >>> import fastloss as fl
+    >>> warnings.simplefilter("error", fl.DiagnosisWarning)  # stop instead
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is probably wrong with a batch, or worth knowing."""
+    """One thing that is probably wrong with a batch, or worth knowing.
+
+    >>> import numpy as np
+    >>> import fastloss as fl
+    >>> fl.diagnose(np.zeros((2, 3)), np.array([1, 3])).findings[0].severity
+    'error'
+    """
 
     severity: Severity
     code: str  # a fixed name, for programs
@@ -53,7 +64,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Diagnosis:
-    """What `diagnose` found, the most severe first. True where something is wrong: an error or a warning."""
+    """What `diagnose` found, the most severe first. True where something is wrong: an error or a warning.
+
+    >>> import numpy as np
+    >>> import fastloss as fl
+    >>> bool(fl.diagnose(np.zeros((2, 3)), np.array([1, 3])))
+    True
+    """
 
     findings: tuple[Finding, ...]
     looked_at: str

@@ -461,13 +461,15 @@ def raise_bad_index(problem: ClassProblem | OverlapProblem) -> None:
 
 def check_probabilities(problem: ElementProblem) -> None:
     """Raises ValueError for the first probability outside [0, 1]."""
-    bad = (problem.logits < 0) | (problem.logits > 1)
+    with np.errstate(invalid="ignore"):
+        bad = (problem.logits < 0) | (problem.logits > 1)
     if np.any(bad):
         position = np.unravel_index(int(np.argmax(bad)), bad.shape)
         where = f"[{', '.join(str(int(i)) for i in position)}]" if position else ""
+        value = float(problem.logits[position])
+        text = repr(value) if 0 <= float(f"{value:g}") <= 1 else f"{value:g}"
         raise ValueError(
-            f"probs{where} is {float(problem.logits[position]):g}, but probabilities lie in [0, 1]: for logits see "
-            "binary_cross_entropy_with_logits"
+            f"probs{where} is {text}, but probabilities lie in [0, 1]: for logits see binary_cross_entropy_with_logits"
         )
 
 
@@ -523,6 +525,15 @@ def last_axis(logits: Any) -> int:
 def upstream(value: Any, reduction: Any, shape: tuple[int, ...]) -> float | NDArray:
     """The upstream gradient of a loss of this shape."""
     return _grad_output(value, _choice("reduction", reduction, REDUCTIONS), shape, _FLOAT64)[1]
+
+
+def scaled(value: Any, weight: float) -> Any:
+    """An upstream gradient times a number."""
+    if value is None or isinstance(value, float):
+        return weight if value is None else weight * value
+    given = _numbers("grad_output", value)
+    assert given is not None
+    return weight * _float("grad_output", value) if given.ndim == 0 else weight * given.astype(np.float64)
 
 
 def class_weight(value: Any, problem: OverlapProblem) -> NDArray | None:
@@ -730,11 +741,15 @@ def number(name: str, value: Any, *, low: float = -math.inf, above: float = -mat
     return _number(name, value, "finite" + bound, low=low, above=above)
 
 
-def at_least_one(name: str, value: Any) -> int:
-    count = _index(name, value)
-    if count < 1:
-        raise ValueError(f"{name} must hold numbers that are at least 1, not {count}")
-    return count
+def counts(name: str, values: Any) -> tuple[int, ...]:
+    """Numbers that are at least 1."""
+    try:
+        numbers_given = tuple(_index(name, value) for value in values)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of integers, not {_describe(values)}") from None
+    if any(value < 1 for value in numbers_given):
+        raise ValueError(f"{name} must hold integers that are at least 1, not {min(numbers_given)}")
+    return numbers_given
 
 
 def probability(name: str, value: Any) -> float:

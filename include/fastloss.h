@@ -139,7 +139,7 @@ typedef struct fl_array {
  * FL_MULTILABEL_MARGIN: 1 / classes * the sum over labels y and classes c that are none of max(0, 1 - z_y + z_c). The
  * target has the logits' n x classes shape and holds the labels of each row, then -1. inner = 1, not in place.
  *
- * FL_MEAN divides the sum by `normalizer`, or where that is negative by the sum of weight[target] * sample_weight over
+ * FL_MEAN divides the sum by `normalizer`, or where that is -INFINITY by the sum of weight[target] * sample_weight over
  * the targets that count (the sum of sample_weight for probability targets, the number of rows for the margins). */
 enum fl_class_kind { FL_CROSS_ENTROPY = 0, FL_NLL = 1, FL_MULTI_MARGIN = 2, FL_MULTILABEL_MARGIN = 3 };
 
@@ -174,7 +174,7 @@ typedef struct fl_class_call {
     double softcap;            /* > 0; 0 is none */
     int reduction;             /* enum fl_reduction, default FL_MEAN */
     int empty;                 /* enum fl_empty: what the mean over nothing is, default FL_EMPTY_NAN */
-    double normalizer;         /* the mean's denominator; negative (default): computed */
+    double normalizer;         /* the mean's denominator; -INFINITY (default): computed */
     int loss;                  /* enum fl_class_kind, default FL_CROSS_ENTROPY */
     double focal;              /* in [0, 1] */
     double gamma;              /* >= 0, default 2 */
@@ -196,7 +196,7 @@ FL_API int fl_class_loss(const fl_class_call *call, double *loss);
  * result has the same bits however they are shared out:
  *     1. fl_class_tiles gives their number, and checks everything but the targets;
  *     2. fl_class_check reads the targets of one tile;
- *     3. add the tiles' weights in order; set call.normalizer to the sum, where it was negative;
+ *     3. add the tiles' weights in order; set call.normalizer to the sum, where it was -INFINITY;
  *     4. fl_class_tile computes one tile; add the losses in order, and divide by the normalizer.
  *
  * Rows of thousands of classes are faster with fl_class_scratch bytes of memory for each thread, aligned for a
@@ -260,7 +260,7 @@ typedef struct fl_element_call {
     int has_ignore;          /* 1: elements whose target equals ignore_value count for nothing */
     double ignore_value;
     int reduction;     /* enum fl_reduction, default FL_MEAN */
-    double normalizer; /* the mean's denominator; negative (default): computed */
+    double normalizer; /* the mean's denominator; -INFINITY (default): computed */
     int loss;          /* enum fl_element_kind, default FL_BCE_WITH_LOGITS */
     int zero_one;      /* 1: the targets of a margin loss are 0 and 1 instead of -1 and 1 */
     double alpha;      /* FL_SIGMOID_FOCAL: the weight of positives, at most 1; negative (default): none */

@@ -117,7 +117,7 @@ static int make_class_task(const fl_class_call *given, class_task *task) {
         if (call->inner == 1 && call->target_probs.class_stride != 1) return FL_ERROR_OPTION;
     }
     if (!(call->label_smoothing >= 0 && call->label_smoothing <= 1) || !(call->z_loss >= 0) || isinf(call->z_loss) ||
-        !(call->softcap >= 0) || isinf(call->softcap) || isnan(call->normalizer) || isinf(call->normalizer) ||
+        !(call->softcap >= 0) || isinf(call->softcap) || call->normalizer == INFINITY ||
         call->reduction < FL_MEAN || call->reduction > FL_NONE || call->empty < FL_EMPTY_NAN ||
         call->empty > FL_EMPTY_ERROR || call->loss < FL_CROSS_ENTROPY || call->loss > FL_MULTILABEL_MARGIN ||
         !(call->focal >= 0 && call->focal <= 1) || !(call->gamma >= 0) || isinf(call->gamma) || isnan(call->margin) ||
@@ -154,7 +154,7 @@ fl_class_call fl_class_call_init(void) {
     call.inner = 1;
     call.grad_scale = 1;
     call.ignore_index = -100;
-    call.normalizer = -1;
+    call.normalizer = -INFINITY;
     call.gamma = 2;
     call.power = 1;
     call.margin = 1;
@@ -192,7 +192,7 @@ int fl_class_tile(const fl_class_call *call, ptrdiff_t tile, void *scratch, doub
     if (!loss) return FL_ERROR_NULL;
     TRY(make_class_task(call, &task));
     if (tile < 0 || tile >= task.tiles) return FL_ERROR_SIZE;
-    if (task.call.reduction == FL_MEAN && task.call.normalizer < 0) return FL_ERROR_OPTION;
+    if (task.call.reduction == FL_MEAN && task.call.normalizer == -INFINITY) return FL_ERROR_OPTION;
     return fl_kernels_in_use()->class_tile[is_double(task.call.logits.dtype)](&task, tile, scratch, loss);
 }
 
@@ -217,7 +217,7 @@ int fl_class_loss(const fl_class_call *given, double *loss) {
         if (check.bad_position >= 0) return FL_ERROR_INDEX;
         weight += check.weight;
     }
-    if (call->normalizer < 0) call->normalizer = weight;
+    if (call->normalizer == -INFINITY) call->normalizer = weight;
     set_scale(&task);
     if (task.nothing_counts && call->empty == FL_EMPTY_ERROR) return FL_ERROR_EMPTY;
     for (ptrdiff_t tile = 0; tile < task.tiles; tile++) {
@@ -315,7 +315,7 @@ fl_element_call fl_element_call_init(void) {
     call.struct_size = sizeof call;
     call.n[0] = call.n[1] = 1;
     call.grad_scale = 1;
-    call.normalizer = -1;
+    call.normalizer = -INFINITY;
     call.alpha = -1;
     call.gamma = 2;
     call.margin = 1;
@@ -335,8 +335,8 @@ static int make_element_task(const fl_element_call *given, element_task *task) {
     if (call->grad && (!is_float(call->grad_dtype) || is_double(call->grad_dtype) != is_double(call->logits_dtype)))
         return FL_ERROR_DTYPE;
     if (task->elements > 0 && (!call->logits || !call->target)) return FL_ERROR_NULL;
-    if (!(call->label_smoothing >= 0 && call->label_smoothing <= 1) || isnan(call->normalizer) ||
-        isinf(call->normalizer) || call->reduction < FL_MEAN || call->reduction > FL_NONE ||
+    if (!(call->label_smoothing >= 0 && call->label_smoothing <= 1) || call->normalizer == INFINITY ||
+        call->reduction < FL_MEAN || call->reduction > FL_NONE ||
         call->loss < FL_BCE_WITH_LOGITS || call->loss > FL_KL_DIV_LOG || !(call->gamma >= 0) || isinf(call->gamma) ||
         isnan(call->alpha) || call->alpha > 1 || isnan(call->margin) || isinf(call->margin))
         return FL_ERROR_OPTION;
@@ -371,7 +371,7 @@ int fl_element_tile(const fl_element_call *call, ptrdiff_t tile, double *loss) {
     if (!loss) return FL_ERROR_NULL;
     TRY(make_element_task(call, &task));
     if (tile < 0 || tile >= task.tiles) return FL_ERROR_SIZE;
-    if (task.call.reduction == FL_MEAN && task.call.normalizer < 0) return FL_ERROR_OPTION;
+    if (task.call.reduction == FL_MEAN && task.call.normalizer == -INFINITY) return FL_ERROR_OPTION;
     fl_kernels_in_use()->element_tile[is_double(task.call.logits_dtype)](&task, tile, loss);
     return FL_OK;
 }
@@ -389,7 +389,7 @@ int fl_element_loss(const fl_element_call *given, double *loss) {
         if (check.bad_position >= 0) return FL_ERROR_PROBABILITY;
         weight += check.weight;
     }
-    if (task.call.normalizer < 0) task.call.normalizer = weight;
+    if (task.call.normalizer == -INFINITY) task.call.normalizer = weight;
     if (task.call.reduction == FL_MEAN) task.scale = task.call.grad_scale / task.call.normalizer;
     for (ptrdiff_t tile = 0; tile < task.tiles; tile++) {
         double part;

@@ -607,6 +607,9 @@ static void V(metrics_rows)(const class_task *task, V(batch) * batch) {
     else if (classes <= ONE_BLOCK_ROW && batch->native && !smooth)
         for (ptrdiff_t i = 0; i < count; i += LANES)
             V(rows)(task, batch, i, count - i < LANES ? count - i : LANES, true, false, false, true);
+    else if (classes <= ONE_BLOCK_ROW && !smooth)
+        for (ptrdiff_t i = 0; i < count; i += LANES)
+            V(rows)(task, batch, i, count - i < LANES ? count - i : LANES, batch->native, false, false, true);
     else
         for (ptrdiff_t i = 0; i < count; i++) V(metrics_row)(task, batch, i);
 }

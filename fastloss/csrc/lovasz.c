@@ -8,15 +8,17 @@
 #define DIGIT 11
 #define BUCKETS (1 << DIGIT)
 
-/* Unsigned numbers that grow as the errors fall. */
+/* Unsigned numbers that grow as the errors fall. Adding 0 makes -0 a 0, which it equals. */
 static uint64_t key_of(int dtype, const void *errors, ptrdiff_t i) {
     if (dtype == FL_F64) {
+        const double error = ((const double *)errors)[i] + 0.0;
         uint64_t bits;
-        memcpy(&bits, (const double *)errors + i, sizeof bits);
+        memcpy(&bits, &error, sizeof bits);
         return ~(bits >> 63 ? ~bits : bits | (uint64_t)1 << 63);
     }
+    const float error = ((const float *)errors)[i] + 0.0f;
     uint32_t bits;
-    memcpy(&bits, (const float *)errors + i, sizeof bits);
+    memcpy(&bits, &error, sizeof bits);
     return (uint32_t)~(bits >> 31 ? ~bits : bits | (uint32_t)1 << 31);
 }
 
@@ -64,7 +66,7 @@ int fl_lovasz(int dtype, const void *errors, const uint8_t *positive, ptrdiff_t 
         const double error = dtype == FL_F64 ? ((const double *)errors)[i] : (double)((const float *)errors)[i];
         seen += positive[i] != 0;
         const double jaccard = 1 - (double)(positives - seen) / (double)(positives + k + 1 - seen);
-        const double step = hinge && error <= 0 ? 0 : jaccard - before;
+        const double step = isnan(error) ? error : hinge && error <= 0 ? 0 : jaccard - before;
         before = jaccard;
         if (step != 0) sum += error * step;
         if (slopes && dtype == FL_F64) ((double *)slopes)[i] = step;

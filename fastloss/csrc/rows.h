@@ -62,6 +62,12 @@ static int V(nll_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first,
     return FL_OK;
 }
 
+/* The gradient of a row whose loss is NaN. */
+static void V(poison_row)(const class_task *task, char *grad) {
+    const ptrdiff_t size = dtype_size(task->call.grad.dtype);
+    for (ptrdiff_t c = 0; c < task->call.classes; c++) V(write_one)(grad + c * size, task->call.grad.dtype, NAN);
+}
+
 /* a / classes * sum over c != y of max(0, margin - z_y + z_c)^power. */
 static REAL V(multi_margin_row)(const class_task *task, const char *z, char *grad, ptrdiff_t y, REAL a, REAL s,
                                 REAL g) {
@@ -77,10 +83,14 @@ static REAL V(multi_margin_row)(const class_task *task, const char *z, char *gra
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
         const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
         V(load_block)(z + c * in_size, call->logits.dtype, n, -INFINITY, block);
-        if (y >= c && y < c + n) block[y - c] = -INFINITY;
         V(vec) sum = zero, slope_sum = zero;
         for (ptrdiff_t k = 0; k < n; k += LANES) {
-            const V(vec) lack = V(max)(zero, V(add)(lead, V(load)(block + k))); /* NaN stays */
+            V(vec) lack = V(max)(zero, V(add)(lead, V(load)(block + k))); /* NaN stays */
+            if (n - k < LANES || (y >= c + k && y < c + k + LANES)) {
+                REAL counts[LANES];
+                for (ptrdiff_t i = 0; i < LANES; i++) counts[i] = k + i < n && c + k + i != y;
+                lack = V(zero_where)(V(eq)(V(load)(counts), zero), lack);
+            }
             const V(vec) step = V(select)(V(lt)(zero, lack), V(set)(1), V(sub)(lack, lack));
             const V(vec) slope = V(mul)(factor, squared ? lack : step);
             sum = V(add)(sum, squared ? V(mul)(lack, lack) : lack);
@@ -210,6 +220,7 @@ static int V(margin_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end
             } else {
                 batch_losses[i] = V(multi_margin_row)(task, z[i], grad[i], (ptrdiff_t)y[i], a, s, g);
             }
+            if (grad[i] && isnan(batch_losses[i])) V(poison_row)(task, grad[i]);
         }
         if (losses) memcpy(losses + from, batch_losses, (size_t)n * sizeof *losses);
         sum += V(sum_losses)(batch_losses, n);

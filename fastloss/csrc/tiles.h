@@ -317,7 +317,8 @@ static int V(tile)(const class_task *task, ptrdiff_t tile, void *scratch, double
 /* The share of the mean's denominator of n targets from number `first` on, and the first that is out of range. */
 static void V(check_targets)(const class_task *task, ptrdiff_t first, ptrdiff_t n, fl_target_check *check) {
     const fl_class_call *call = &task->call;
-    const REAL *weight = call->loss == FL_MULTI_MARGIN ? NULL : call->weight, *sample_weight = call->sample_weight;
+    const bool counts_rows = call->loss == FL_MULTI_MARGIN;
+    const REAL *weight = counts_rows ? NULL : call->weight, *sample_weight = counts_rows ? NULL : call->sample_weight;
     double sum = 0;
     for (ptrdiff_t row = first; call->loss == FL_MULTILABEL_MARGIN && row < first + n; row++) {
         ptrdiff_t labels;

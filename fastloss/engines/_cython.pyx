@@ -20,6 +20,7 @@ from cpython.object cimport PyTypeObject
 from cpython.ref cimport Py_INCREF, PyObject
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport int64_t
+from libc.math cimport INFINITY
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
@@ -744,8 +745,11 @@ def class_loss(problem):
     if problem.is_probabilities:
         call.target_probs = as_fl_array(arrays[len(arrays) - 1], axis, outer[len(arrays) - 1], inner > 1)
     else:
-        call.target = pointer(problem.target)
-        call.target_dtype = dtype_code(problem.target)
+        target = problem.target
+        if problem.loss == "multilabel_margin" and target.dtype.kind == "u":
+            target = target.astype(np.int64)  # none is -1, and all are classes
+        call.target = pointer(target)
+        call.target_dtype = dtype_code(target)
     call.weight = pointer(problem.weight)
     call.sample_weight = pointer(problem.sample_weight)
     losses = None
@@ -917,7 +921,7 @@ cdef double element_total(fl_element_call *call, object num_threads, double *den
                 status = check_elements(call, &tiles, thread_number, &counted)
         if status != FL_OK:
             validate.check_probabilities(problem)
-        if call.normalizer < 0:
+        if call.normalizer == -INFINITY:
             call.normalizer = counted
         denominator[0] = call.normalizer
         with nogil:

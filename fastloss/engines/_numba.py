@@ -222,7 +222,7 @@ def evaluate(
     target, ignore = _indices(problem)
     tiles = -(-target.size // max(1, kernels.TILE // problem.classes))
     correct, entropies, counts = np.zeros((tiles, len(ks)), np.int64), np.zeros(tiles), np.zeros(tiles, np.int64)
-    lse = np.empty(target.size if want_lse else 0, problem.compute_dtype)
+    lse = np.zeros(target.size if want_lse else 0, problem.compute_dtype)
     _run(
         evaluation.evaluate_serial, evaluation.evaluate_parallel, problem, z.size, correct, entropies, counts, z,
         target, lse, np.minimum(ks, problem.classes), problem.classes, inner, ignore,

@@ -1,8 +1,6 @@
 """Numba kernels of the losses of single elements, but for binary cross-entropy with logits, which numba_kernels.py has.
 The formulas are those of csrc/elements.h."""
 
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
-
 from __future__ import annotations
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Numba kernel of fl.evaluate: ranks, entropies and logsumexps of rows, in one pass."""
 
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
-
 from __future__ import annotations
 
 import math
@@ -48,11 +46,11 @@ def statistics(x, e):
 
 @njit(**PLAIN)
 def rank_of(x, y):
-    """How many classes rank in front of y: larger ones, and equal ones before it. NaN is in front of everything."""
+    """How many classes rank in front of y: larger ones, and equal ones before it."""
     z_y = x[y]
     in_front = 0
     for c in range(x.size):
-        in_front += not x[c] <= z_y
+        in_front += x[c] > z_y
     for c in range(y):
         in_front += x[c] == z_y
     return in_front
@@ -64,7 +62,7 @@ def tile(t, correct, entropies, counts, z, target, lse, ks, classes, inner, igno
     x, e = np.empty(classes, z.dtype), np.empty(classes, z.dtype)
     for row in range(t * per_tile, min(target.size, (t + 1) * per_tile)):
         y = target[row]
-        if y == ignore and lse.size == 0:
+        if y == ignore:
             continue
         base = row // inner * classes * inner + row % inner
         for c in range(classes):
@@ -72,14 +70,9 @@ def tile(t, correct, entropies, counts, z, target, lse, ks, classes, inner, igno
         of_row, entropy = statistics(x, e)
         if lse.size:
             lse[row] = of_row
-        if y == ignore:
-            continue
         counts[t] += 1
         entropies[t] += np.float64(as_real(entropy, z[0]))
-        rank = rank_of(x, y)
-        for c in range(classes):
-            if x[c] != x[c]:
-                rank = classes
+        rank = rank_of(x, y) if of_row == of_row else classes  # no softmax: a miss
         for k in range(ks.size):
             correct[t, k] += rank < ks[k]
 

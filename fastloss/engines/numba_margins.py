@@ -1,7 +1,5 @@
 """Numba kernels of the losses over an axis of classes that have no softmax: negative log likelihood and margins."""
 
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
-
 from __future__ import annotations
 
 import numpy as np
@@ -133,6 +131,8 @@ def margin_rows(kind, z, grad, losses, target, weight, sample_weight, upstream, 
         else:
             loss = multilabel_margin_row(z, row, target, g, is_label, slopes, grad)
         rounded = as_real(s * loss, z[0, 0])
+        if grad.size and rounded != rounded:
+            grad[row, :] = rounded
         result += np.float64(rounded)
         if losses.size:
             losses[row] = rounded

@@ -5,8 +5,6 @@ Arrays are flat, as in numba_kernels.py. A few neighbouring targets at a time ar
 only on shapes, so bits do not depend on threads.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
-
 from __future__ import annotations
 
 import numpy as np

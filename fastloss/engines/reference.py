@@ -82,7 +82,7 @@ def _cross_entropy(problem: ClassProblem, x: NDArray) -> tuple[NDArray, NDArray]
 def _nll(problem: ClassProblem, x: NDArray) -> tuple[NDArray, NDArray]:
     """-weight_y x_y."""
     a = _distribution(problem) * (1.0 if problem.weight is None else problem.weight.astype(np.float64))
-    return np.where(a == 0, 0, -a * x).sum(axis=1), -a
+    return np.where(a == 0, 0, -a * x).sum(axis=1), 0 - a
 
 
 def _multi_margin(problem: ClassProblem, x: NDArray) -> tuple[NDArray, NDArray]:
@@ -97,7 +97,9 @@ def _multi_margin(problem: ClassProblem, x: NDArray) -> tuple[NDArray, NDArray]:
     violation[rows, target] = 0
     slope = problem.power * np.where(violation > 0, violation ** (problem.power - 1), violation) * factor[:, None]
     slope[rows, target] = -slope.sum(axis=1)
-    return factor * (violation**problem.power).sum(axis=1), slope
+    losses = factor * (violation**problem.power).sum(axis=1)
+    slope[np.isnan(losses)] = np.nan
+    return losses, slope
 
 
 def _multilabel_margin(problem: ClassProblem, x: NDArray) -> tuple[NDArray, NDArray]:
@@ -113,6 +115,7 @@ def _multilabel_margin(problem: ClassProblem, x: NDArray) -> tuple[NDArray, NDAr
         losses[row] = violation.sum() / problem.classes
         grad[row, others] += slope.sum(axis=0)
         np.add.at(grad[row], labels, -slope.sum(axis=1))
+    grad[np.isnan(losses)] = np.nan
     return losses, grad
 
 
@@ -181,13 +184,13 @@ def _hinge(problem: ElementProblem, z: NDArray, y: NDArray) -> tuple[NDArray, ND
 
 def _kl_div(problem: ElementProblem, z: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
     """y (log(y) - z)."""
-    return np.where(y == 0, np.where(np.isnan(z), np.nan, 0), y * (np.log(y) - z)), -y
+    return np.where(y == 0, np.where(np.isnan(z), np.nan, 0), y * (np.log(y) - z)), 0 - y
 
 
 def _kl_div_log(problem: ElementProblem, z: NDArray, y: NDArray) -> tuple[NDArray, NDArray]:
     """exp(y) (y - z)."""
     q = np.exp(y)
-    return np.where(q == 0, np.where(np.isnan(z), np.nan, 0), q * (y - z)), -q
+    return np.where(q == 0, np.where(np.isnan(z), np.nan, 0), q * (y - z)), 0 - q
 
 
 _ELEMENT_LOSSES: dict[str, Callable[..., tuple[NDArray, NDArray]]] = {
@@ -237,18 +240,19 @@ def overlap_gradient(problem: OverlapProblem, of_intersection: NDArray, of_sum: 
 
 
 def _overlap_parts(problem: OverlapProblem) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray, NDArray]:
-    """(groups, rows, classes): probabilities, one minus them, targets, what counts; the sum of cross-entropy and its denominator, and
-    its gradient."""
+    """(groups, rows, classes): probabilities, one minus them, targets, what counts; the sum of
+    cross-entropy and its denominator, and its gradient."""
     x = _rows(problem.logits, problem.axis)
     shape = (problem.groups, len(x) // max(problem.groups, 1), problem.classes)
     entropy, slope = np.zeros(2), np.zeros_like(x)
     if problem.mode == "multilabel":
         target = np.moveaxis(problem.target, problem.axis, -1).reshape(shape)
-        every: NDArray = np.full(shape, True) if problem.ignore_index is None else target != problem.ignore_index
+        counted = np.asarray(True if problem.ignore_index is None else target != problem.ignore_index)
+        every = np.broadcast_to(counted, shape)
         p, not_p = (_sigmoid(x), _sigmoid(-x)) if problem.from_logits else (x, 1 - x)
         return p.reshape(shape), not_p.reshape(shape), target.astype(np.float64), every, entropy, slope.reshape(shape)
     target = problem.target.reshape(-1)
-    counts = np.full(target.shape, True) if problem.ignore_index is None else target != problem.ignore_index
+    counts = np.broadcast_to(True if problem.ignore_index is None else target != problem.ignore_index, target.shape)
     y = np.zeros(x.shape)
     y[counts, target[counts].astype(np.int64)] = 1
     p, not_p = x, 1 - x

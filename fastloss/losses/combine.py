@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastloss import validate
+from fastloss.catalogue import LOSSES
 from fastloss.engines import get as get_engine
 from fastloss.losses import overlap
 from fastloss.losses.cross_entropy import cross_entropy
@@ -99,6 +101,10 @@ class CombinedLoss:
         if shared is not None:
             keywords = {"reduction": reduction, "return_grad": want_grad, "out_grad": out_grad, **common}
             return shared(input, target, grad_output, keywords)
+        if reduction in ("mean", "sum"):
+            grad_output = validate.upstream(grad_output, reduction, ())
+        elif want_grad and len(self.parts) > 1:  # so that losses of different shapes raise before out_grad is written
+            self(input, target, reduction=reduction, **common)
         total: Any = 0.0
         grad = None
         for k, (weight, loss, options) in enumerate(self.parts):
@@ -106,7 +112,7 @@ class CombinedLoss:
             if not want_grad:
                 total = _add(total, weight, loss(input, target, **keywords), loss)
                 continue
-            keywords["grad_output"] = weight if grad_output is None else weight * np.asarray(grad_output)[()]
+            keywords["grad_output"] = validate.scaled(grad_output, weight)
             # Only the last part writes to the user's array, which may be the input.
             is_last = k == len(self.parts) - 1
             value, part = loss(input, target, return_grad=True, out_grad=out_grad if is_last else None, **keywords)
@@ -126,9 +132,12 @@ def _part(k: int, part: Any) -> tuple[float, Callable[..., Any], dict[str, Any]]
         raise TypeError(f"part {k}: the loss must be a function, not {loss!r}")
     if not isinstance(options, Mapping):
         raise TypeError(f"part {k}: the options must be a dictionary, not {options!r}")
-    for name in _RESERVED:
-        if name in options:
+    known = inspect.signature(loss).parameters if loss in LOSSES.values() else None
+    for name in options:
+        if name in _RESERVED:
             raise ValueError(f"part {k}: {name} belongs to the combined loss, not to a part")
+        if known is not None and name not in known:
+            raise TypeError(f"part {k}: {_name(loss)} has no option {name!r}")
     return validate.number(f"part {k}: the weight", weight), loss, dict(options)
 
 
@@ -156,8 +165,8 @@ def _share(parts: Sequence[tuple[float, Any, dict[str, Any]]]) -> Callable[..., 
     if any(part[0] < 0 for part in entropies) or not weight > 0:
         return None
     options = {k: v for k, v in entropies[0][2].items() if k != "gamma"}
-    gammas = [part[2].get("gamma", 2.0) for part in focals]
-    if len({float(gamma) for gamma in gammas}) > 1:
+    gammas = [validate.number("gamma", part[2].get("gamma", 2.0), low=0.0) for part in focals]
+    if len(set(gammas)) > 1:
         return None
     for _, _, other in entropies:
         if not _same({k: v for k, v in other.items() if k != "gamma"}, options) or "reduction" in other:
@@ -169,13 +178,14 @@ def _share(parts: Sequence[tuple[float, Any, dict[str, Any]]]) -> Callable[..., 
             return None
         return lambda *given: _entropies(weight, focal, gamma, options, *given)
     over_weight, over_loss, over_options = overlaps[0]
-    ignore = over_options.get("ignore_index")
+    # A negative label that only cross-entropy ignores is an error of the overlap loss, here as there.
+    ignore, entropy_ignore = over_options.get("ignore_index"), options.get("ignore_index", -100)
     if (
         not set(options) <= _SHARED_OPTIONS
         or over_options.get("mode", "multiclass") != "multiclass"
         or not over_options.get("from_logits", True)
         or over_options.get("axis", 1) != options.get("axis", 1)
-        or ignore not in (None, options.get("ignore_index", -100))
+        or not (ignore == entropy_ignore or (ignore is None and entropy_ignore < 0))
         or "reduction" in over_options
     ):
         return None
@@ -233,7 +243,7 @@ def _with_overlap(
     )
     if reduction == "sum":
         denominator = 1.0
-    total = over_weight * float(total) + (weight * entropy / denominator if denominator else float("nan"))
+    total = float(over_weight * total + (weight * entropy / denominator if denominator else float("nan")))
     if not problem.want_grad:
         return total
     scale = weight * float(upstream) / denominator if denominator else 0.0

@@ -20,7 +20,13 @@ _CHUNK = 1 << 18  # logits whose ranks are worked out at a time
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of a batch: see `fastloss.evaluate`."""
+    """The figures of a batch: see `fastloss.evaluate`.
+
+    >>> import numpy as np
+    >>> import fastloss as fl
+    >>> fl.evaluate(np.eye(3), [0, 1, 2]).accuracy
+    1.0
+    """
 
     loss: float
     accuracy: float
@@ -102,7 +108,7 @@ def evaluate(
     ('4.6511', 0.5, {1: 0.5, 2: 0.5}, 2)
     """
     mode = validate.choice("mode", mode, validate.MODES)  # type: ignore[assignment]
-    ks = tuple(validate.at_least_one("topk", k) for k in topk)
+    ks = validate.counts("topk", topk)
     if mode != "multiclass":
         if sample_weight is not None:
             raise ValueError(f"sample_weight is for mode='multiclass', not {mode!r}: see weight")
@@ -143,8 +149,8 @@ def _in_parts(implementation: Any, problem: ClassProblem, ks: tuple[int, ...], w
     for first in range(0, len(rows), step):
         z, y = rows[first : first + step], target[first : first + step, None]
         z_y = np.take_along_axis(z, y, axis=1)
-        # Not "greater": NaN, in the row or at the target, ranks in front of it.
-        rank[first : first + step] = np.count_nonzero(~(z <= z_y) | ((z == z_y) & (before < y)), axis=1)
+        with np.errstate(invalid="ignore"):
+            rank[first : first + step] = np.count_nonzero((z > z_y) | ((z == z_y) & (before < y)), axis=1)
     rank[np.isnan(lse.reshape(-1))] = problem.classes  # no softmax: a miss
     lse = np.where(counts.reshape(lse.shape), lse, 0).astype(lse.dtype)
     correct = [int(np.count_nonzero((rank < k) & counts & (rank < problem.classes))) for k in ks]

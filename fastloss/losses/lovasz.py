@@ -138,21 +138,23 @@ def _extension(errors: NDArray, is_positive: NDArray, hinge: bool, engine: str |
     positives = np.count_nonzero(is_positive)
     jaccard = 1 - (positives - seen) / (positives + np.arange(1, len(seen) + 1) - seen)
     steps = np.diff(jaccard, prepend=0.0)
+    ordered = errors[order].astype(np.float64)
     if hinge:
-        steps[errors[order] <= 0] = 0
+        steps[ordered <= 0] = 0
+    steps[np.isnan(ordered)] = np.nan
     slopes = np.empty_like(errors)
     slopes[order] = steps
-    return float(np.dot(np.where(steps == 0, 0, errors[order].astype(np.float64)), steps)), slopes
+    return float(np.dot(np.where(steps == 0, 0, ordered), steps)), slopes
 
 
 def _softmax_losses(problem: OverlapProblem, engine: str | None) -> tuple[NDArray, NDArray]:
     """The loss of each group, and its gradient as (groups, rows, classes)."""
     shape = (problem.groups, problem.target.size // max(problem.groups, 1), problem.classes)
-    p = problem.logits
+    p = problem.logits.astype(problem.compute_dtype, copy=False)
     if problem.from_logits:
         kind: Any = validate.softmax("softmax", p, problem.axis, problem.num_threads)
         p = get_engine(engine).softmax(kind)
-    p = np.moveaxis(p, problem.axis, -1).astype(problem.compute_dtype, copy=False).reshape(shape)
+    p = np.moveaxis(p, problem.axis, -1).reshape(shape)
     target = problem.target.reshape(shape[:2])
     losses, slope = np.zeros(shape[0]), np.zeros(shape, p.dtype)
     for group in range(shape[0]):
@@ -168,6 +170,8 @@ def _softmax_losses(problem: OverlapProblem, engine: str | None) -> tuple[NDArra
     if problem.from_logits and problem.want_grad:
         with np.errstate(all="ignore"):
             slope = p * (slope - np.einsum("grc,grc->gr", p, slope)[..., None])
+        if problem.ignore_index is not None:  # whatever such a row holds
+            slope[target == problem.ignore_index] = 0
     return losses, slope
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastloss import validate
 from fastloss.catalogue import loss
 from fastloss.engines import get as get_engine
@@ -228,7 +230,8 @@ def multilabel_soft_margin_loss(
     )
     loss, grad = get_engine(engine).element_loss(problem)
     if reduction == "none":
-        loss = loss.mean(axis=-1)
+        with np.errstate(invalid="ignore"):
+            loss = loss.sum(axis=-1) / loss.dtype.type(labels)
     return (loss, grad) if problem.want_grad else loss
 
 

@@ -85,7 +85,7 @@ def nll_loss(
     >>> import fastloss as fl
     >>> loss, grad = fl.nll_loss(np.array([[-0.6, -0.5, -0.3]]), [1], return_grad=True)
     >>> loss, grad.tolist()
-    (0.5, [[-0.0, -1.0, -0.0]])
+    (0.5, [[0.0, -1.0, 0.0]])
     """
     problem = validate.class_loss(
         log_probs,

@@ -452,9 +452,9 @@ def tversky_loss(
     Notes
     -----
     The meaning is that of segmentation_models.pytorch for masks of 0 and 1. MONAI's is per_sample=True (unless its
-    batch=True), absent="count", smooth=1e-5, and squared for its squared_pred; it does not divide by the sum of the
-    weights. NaN in a logit that counts makes the loss NaN. The gradient takes two passes over the logits, and no
-    temporary of their size.
+    batch=True), absent="count", and smooth=1e-5. NaN in a logit that counts makes the loss NaN. With squares the mean
+    may be negative where alpha is not beta, and a gamma that is no integer then gives NaN. The gradient takes two
+    passes over the logits, and no temporary of their size.
 
     Salehi et al. 2017, arXiv:1706.05721; gamma: Abraham and Khan 2018, arXiv:1810.07842.
 
