@@ -117,11 +117,11 @@ static int make_class_task(const fl_class_call *given, class_task *task) {
         if (call->inner == 1 && call->target_probs.class_stride != 1) return FL_ERROR_OPTION;
     }
     if (!(call->label_smoothing >= 0 && call->label_smoothing <= 1) || !(call->z_loss >= 0) || isinf(call->z_loss) ||
-        !(call->softcap >= 0) || isinf(call->softcap) || call->normalizer == INFINITY ||
-        call->reduction < FL_MEAN || call->reduction > FL_NONE || call->empty < FL_EMPTY_NAN ||
-        call->empty > FL_EMPTY_ERROR || call->loss < FL_CROSS_ENTROPY || call->loss > FL_MULTILABEL_MARGIN ||
-        !(call->focal >= 0 && call->focal <= 1) || !(call->gamma >= 0) || isinf(call->gamma) || isnan(call->margin) ||
-        isinf(call->margin) || (call->power != 1 && call->power != 2))
+        !(call->softcap >= 0) || isinf(call->softcap) || call->normalizer == INFINITY || call->reduction < FL_MEAN ||
+        call->reduction > FL_NONE || call->empty < FL_EMPTY_NAN || call->empty > FL_EMPTY_ERROR ||
+        call->loss < FL_CROSS_ENTROPY || call->loss > FL_MULTILABEL_MARGIN || !(call->focal >= 0 && call->focal <= 1) ||
+        !(call->gamma >= 0) || isinf(call->gamma) || isnan(call->margin) || isinf(call->margin) ||
+        (call->power != 1 && call->power != 2))
         return FL_ERROR_OPTION;
     if (call->gamma == 0) task->call.focal = 0; /* the bits of cross-entropy */
     if (call->loss != FL_CROSS_ENTROPY) {
@@ -336,9 +336,9 @@ static int make_element_task(const fl_element_call *given, element_task *task) {
         return FL_ERROR_DTYPE;
     if (task->elements > 0 && (!call->logits || !call->target)) return FL_ERROR_NULL;
     if (!(call->label_smoothing >= 0 && call->label_smoothing <= 1) || call->normalizer == INFINITY ||
-        call->reduction < FL_MEAN || call->reduction > FL_NONE ||
-        call->loss < FL_BCE_WITH_LOGITS || call->loss > FL_KL_DIV_LOG || !(call->gamma >= 0) || isinf(call->gamma) ||
-        isnan(call->alpha) || call->alpha > 1 || isnan(call->margin) || isinf(call->margin))
+        call->reduction < FL_MEAN || call->reduction > FL_NONE || call->loss < FL_BCE_WITH_LOGITS ||
+        call->loss > FL_KL_DIV_LOG || !(call->gamma >= 0) || isinf(call->gamma) || isnan(call->alpha) ||
+        call->alpha > 1 || isnan(call->margin) || isinf(call->margin))
         return FL_ERROR_OPTION;
     if (call->loss != FL_BCE_WITH_LOGITS && (call->label_smoothing > 0 || call->pos_weight.data))
         return FL_ERROR_OPTION;

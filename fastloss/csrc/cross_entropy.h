@@ -94,87 +94,92 @@ static INLINE V(finished) V(finish)(const class_task *task, V(vec) m, V(vec) z_y
 /* ---- By-products: how many classes rank in front of the target, and the entropy
  * -----------------------------------------------------------------------------------------*/
 
-/* The sums of a row that they follow from. */
+/* The sums of a row's other classes that they follow from: of e^x, of x e^x, and of classes in front of the target. */
 typedef struct {
-    V(vec) rest, moment, ahead; /* of e^x, but for the target's; of x e^x, x <= 0; and of classes in front */
+    V(vec) rest, moment, ahead;
 } V(metric_sums);
 
-/* x e^x 2^EXP_SCALE_BITS for x <= 0, 0 for -inf. */
-static INLINE V(vec) V(moment)(V(vec) x, V(vec) e) { return V(mul)(e, V(max)(V(set)(-1000), x)); }
-
-/* Adds n logits whose maximum is m. Equal logits of classes before y rank in front of it. */
-static INLINE void V(metrics_block)(const REAL *z, ptrdiff_t n, REAL m, ptrdiff_t y, REAL z_y, V(metric_sums) * sums) {
-    const V(vec) zero = V(set)(0), one = V(set)(1), top = V(set)(m), at = V(set)(z_y);
-    for (ptrdiff_t i = 0; i < n; i += LANES) {
-        const V(vec) value = n - i < LANES ? V(load_part)(z + i, n - i, -INFINITY) : V(load)(z + i);
-        const V(vec) x = V(sub)(value, top), e = V(exp_scaled)(x);
-        V(vec) other = e, in_front = V(select)(V(lt)(at, value), one, zero);
-        if (i <= y) { /* up to the target's vector, which is in the first-level cache */
-            const V(int) offset = V(int_set)((V(index))(y - i < LANES ? y - i : LANES));
-            if (y - i < LANES) {
-                other = V(zero_where)(V(int_eq)(V(lane_numbers)(), offset), e);
-                for (ptrdiff_t k = i; k < y; k++)
-                    sums->ahead = V(add)(sums->ahead, V(set)(z[k] == z_y ? (REAL)1 / LANES : 0));
-            } else {
-                in_front = V(select)(V(lt)(value, at), zero, one);
-            }
-        }
-        sums->rest = V(add)(sums->rest, other);
-        sums->moment = V(add)(sums->moment, V(moment)(x, e));
-        sums->ahead = V(add)(sums->ahead, in_front);
-    }
-}
-
-/* The by-products of a vector of rows: log_sum and 1 / sum as V(finish) has them, moment in scaled units. */
-static INLINE void V(finish_metrics)(const V(finished) * f, V(vec) m, V(vec) moment, REAL *lse, REAL *entropy) {
-    V(store)(lse, V(add)(m, f->log_sum));
-    V(store)(entropy, V(fnma)(V(mul)(moment, V(set)(SCALE_DOWN)), f->inverse, f->log_sum));
-}
-
-/* One row of any length, for its loss and by-products. */
-static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i) {
-    const ptrdiff_t classes = task->call.classes, y = (ptrdiff_t)batch->y[i];
-    const int dtype = task->call.logits.dtype;
-    const ptrdiff_t size = dtype_size(dtype);
-    const bool smooth = task->call.label_smoothing > 0;
-    const char *z = batch->z[i];
+/* The next smaller number, but for -inf: what is above it is at or above x. */
+static INLINE V(vec) V(below)(V(vec) x) {
     const V(vec) zero = V(set)(0);
-    REAL block[BLOCK], lse[LANES], entropy[LANES];
-    const REAL z_y = V(load_one)(z + y * size, dtype);
-    V(vec) max = V(set)(-INFINITY);
-    for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
-        const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
-        max = V(max)(batch->native ? V(max_block)((const REAL *)z + c, n)
-                                   : V(load_block)(z + c * size, dtype, n, -INFINITY, block),
-                     max);
+    const V(vec) step = V(select)(V(lt)(zero, x), V(from_bits)(V(int_set)(-1)), V(from_bits)(V(int_set)(1)));
+    const V(vec) next = V(from_bits)(V(int_add)(V(bits)(x), V(bits)(step)));
+    return V(select)(V(eq)(x, zero), V(from_bits)(V(int_add)(V(bits)(V(set)((REAL)-0.0)), V(int_set)(1))),
+                     V(select)(V(lt)(x, V(set)(REAL_LOWEST)), x, next));
+}
+
+/* e^x 2^EXP_SCALE_BITS times x: the bound is that of the exponential, which is 0 there. */
+static INLINE V(vec) V(add_moment)(V(vec) x, V(vec) e, V(vec) sum) {
+    return V(fma)(e, V(max)(V(set)((REAL)(-(EXP_BIAS + EXP_SCALE_BITS)) / EXP_PER_LN2), x), sum);
+}
+
+/* n logits without the target's, in front of which those above the limit rank. */
+static INLINE void V(metrics_part)(const REAL *z, ptrdiff_t n, V(vec) ref, V(vec) limit, ptrdiff_t fetched,
+                                   V(metric_sums) * sums) {
+    const V(vec) zero = V(set)(0), one = V(set)(1);
+    V(vec) rest = zero, moment = zero, ahead = zero;
+    ptrdiff_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        if (fetched) V(prefetch)(z + i + fetched, false);
+        if (fetched && VEC_BYTES >= 64) V(prefetch)(z + i + LANES + fetched, false);
+        const V(vec) z0 = V(load)(z + i), z1 = V(load)(z + i + LANES);
+        const V(vec) x0 = V(sub)(z0, ref), x1 = V(sub)(z1, ref);
+        const V(vec) e0 = V(exp_scaled)(x0), e1 = V(exp_scaled)(x1);
+        sums->rest = V(add)(sums->rest, e0);
+        rest = V(add)(rest, e1);
+        sums->moment = V(add_moment)(x0, e0, sums->moment);
+        moment = V(add_moment)(x1, e1, moment);
+        sums->ahead = V(add)(sums->ahead, V(select)(V(lt)(limit, z0), one, zero));
+        ahead = V(add)(ahead, V(select)(V(lt)(limit, z1), one, zero));
     }
-    const REAL m = V(hmax)(max);
-    V(acc) rest = V(acc_zero)(), moment = rest, ahead = rest, distance = rest;
-    for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
-        const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
-        const REAL *p = (const REAL *)z + c;
-        if (!batch->native) {
-            V(load_block)(z + c * size, dtype, n, -INFINITY, block);
-            p = block;
-        }
-        V(metric_sums) sums = {zero, zero, zero};
-        V(metrics_block)(p, n, m, y - c, z_y, &sums);
-        V(acc_add)(&rest, sums.rest);
-        V(acc_add)(&moment, sums.moment);
-        V(acc_add)(&ahead, sums.ahead);
-        V(vec) gap = zero;
-        for (ptrdiff_t k = 0; smooth && k < n; k += LANES)
-            gap = V(add)(gap, V(sub)(V(set)(m), n - k < LANES ? V(load_part)(p + k, n - k, m) : V(load)(p + k)));
-        V(acc_add)(&distance, gap);
+    for (; i < n; i += LANES) {
+        const V(vec) value = n - i < LANES ? V(load_part)(z + i, n - i, -INFINITY) : V(load)(z + i);
+        const V(vec) x = V(sub)(value, ref), e = V(exp_scaled)(x);
+        rest = V(add)(rest, e);
+        moment = V(add_moment)(x, e, moment);
+        ahead = V(add)(ahead, V(select)(V(lt)(limit, value), one, zero));
     }
-    const V(finished) f =
-        V(finish)(task, V(set)(m), V(set)(z_y), V(set)((REAL)(V(acc_sum)(rest) * SCALE_DOWN)),
-                  V(set)((REAL)V(acc_sum)(distance)), V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
-    V(finish_metrics)(&f, V(set)(m), V(set)((REAL)V(acc_sum)(moment)), lse, entropy);
-    batch->loss[i] = V(first_lane)(f.loss);
-    batch->lse[i] = lse[0];
-    batch->entropy[i] = entropy[0];
-    batch->ahead[i] = (REAL)V(acc_sum)(ahead);
+    sums->rest = V(add)(sums->rest, rest);
+    sums->moment = V(add)(sums->moment, moment);
+    sums->ahead = V(add)(sums->ahead, ahead);
+}
+
+/* One vector, whichever side of it the target is on: lane y, which may be outside. */
+static INLINE void V(metrics_step)(V(vec) value, V(vec) ref, ptrdiff_t y, V(vec) at, V(vec) below,
+                                   V(metric_sums) * sums) {
+    static const REAL numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const V(vec) zero = V(set)(0), x = V(sub)(value, ref);
+    const V(mask) is_target = V(int_eq)(V(lane_numbers)(), V(int_set)((V(index))y));
+    const V(vec) e = V(zero_where)(is_target, V(exp_scaled)(x));
+    const V(vec) limit = V(select)(V(lt)(V(load)(numbers), V(set)((REAL)y)), below, at);
+    sums->rest = V(add)(sums->rest, e);
+    sums->moment = V(add_moment)(x, e, sums->moment);
+    sums->ahead = V(add)(sums->ahead, V(select)(V(lt)(limit, value), V(set)(1), zero));
+}
+
+/* Adds n logits, of which number y is the target where there is such. Equal logits of earlier classes rank in front. */
+static INLINE void V(metrics_block)(const REAL *z, ptrdiff_t n, REAL ref, ptrdiff_t y, REAL z_y, ptrdiff_t fetched,
+                                    V(metric_sums) * sums) {
+    const V(vec) from = V(set)(ref), at = V(set)(z_y), below = V(below)(at);
+    if (y < 0 || y >= n) {
+        V(metrics_part)(z, n, from, y < 0 ? at : below, fetched, sums);
+        return;
+    }
+    const ptrdiff_t start = y / LANES * LANES, left = n - start;
+    if (start > 0) V(metrics_part)(z, start, from, below, fetched, sums);
+    V(metrics_step)(left < LANES ? V(load_part)(z + start, left, -INFINITY) : V(load)(z + start), from, y - start, at,
+                    below, sums);
+    if (left > LANES) V(metrics_part)(z + start + LANES, left - LANES, from, at, fetched, sums);
+}
+
+/* The by-products of a vector of rows: moment is the sum of x e^x of the other classes, in units of e^m. A target of
+ * probability 0 ranks behind all classes. */
+static INLINE void V(finish_metrics)(const V(finished) * f, V(vec) m, V(vec) z_y, V(vec) moment, V(vec) ahead,
+                                     ptrdiff_t classes, REAL *lse, REAL *entropy, REAL *place) {
+    const V(vec) gap = V(sub)(z_y, m), own = V(add_moment)(gap, V(exp_scaled)(gap), V(set)(0));
+    V(store)(lse, V(add)(m, f->log_sum));
+    V(store)(entropy, V(fnma)(V(fma)(own, V(set)(SCALE_DOWN), moment), f->inverse, f->log_sum));
+    V(store)(place, V(select)(V(lt)(z_y, V(set)(REAL_LOWEST)), V(set)(INFINITY), ahead));
 }
 
 /* ---- Long rows: block by block against a reference, which need not be the maximum
@@ -312,6 +317,62 @@ static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i,
     V(store_one)(grad + y * out_size, task->call.grad.dtype, target_grad);
 }
 
+/* One row of any length, for its loss and by-products. */
+static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i) {
+    const ptrdiff_t classes = task->call.classes, y = (ptrdiff_t)batch->y[i];
+    const int dtype = task->call.logits.dtype;
+    const ptrdiff_t size = dtype_size(dtype);
+    const bool smooth = task->call.label_smoothing > 0, native = batch->native;
+    const char *z = batch->z[i];
+    const V(vec) zero = V(set)(0);
+    REAL block[BLOCK], lse[LANES], entropy[LANES], place[LANES];
+    const REAL z_y = V(load_one)(z + y * size, dtype);
+    REAL m = -INFINITY, ref = 0;
+    double rest = 0, moment = 0, ahead = 0, sum_x = 0;
+    for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
+        const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
+        V(vec) max;
+        const REAL *p = V(working)(task, z + c * size, n, native, block, &max);
+        const REAL top = V(hmax)(max);
+        if (top > m) m = top;
+        if (c == 0) {
+            ref = top > REAL_LOWEST ? top : REAL_LOWEST;
+        } else if (top > ref + JUMP) {
+            m = V(max_of)(task, z + c * size, classes - c, native);
+            const double shrink = exp((double)ref - m), step = (double)ref - m;
+            moment = shrink == 0 ? 0 : shrink * (moment + step * rest);
+            rest *= shrink;
+            sum_x += (double)c * step;
+            ref = m;
+        }
+        V(metric_sums) sums = {zero, zero, zero};
+        V(metrics_block)(p, n, ref, y - c, z_y, native ? ROW_AHEAD : 0, &sums);
+        V(vec) x_sum = zero;
+        for (ptrdiff_t k = 0; smooth && k < n; k += LANES)
+            x_sum =
+                V(add)(x_sum, V(sub)(n - k < LANES ? V(load_part)(p + k, n - k, ref) : V(load)(p + k), V(set)(ref)));
+        V(acc) acc[4] = {V(acc_zero)(), V(acc_zero)(), V(acc_zero)(), V(acc_zero)()};
+        V(acc_add)(&acc[0], sums.rest);
+        V(acc_add)(&acc[1], sums.moment);
+        V(acc_add)(&acc[2], sums.ahead);
+        V(acc_add)(&acc[3], x_sum);
+        rest += V(acc_sum)(acc[0]);
+        moment += V(acc_sum)(acc[1]);
+        ahead += V(acc_sum)(acc[2]);
+        sum_x += V(acc_sum)(acc[3]);
+    }
+    const double step = (double)ref - m, unit = (ref == m ? 1 : exp(step)) * SCALE_DOWN;
+    const double distance = smooth ? (double)classes * ((double)m - ref) - sum_x : 0;
+    const V(finished) f = V(finish)(task, V(set)(m), V(set)(z_y), V(set)((REAL)(rest * unit)), V(set)((REAL)distance),
+                                    V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
+    V(finish_metrics)(&f, V(set)(m), V(set)(z_y), V(set)((REAL)(unit * (moment + (ref == m ? 0 : step * rest)))),
+                      V(set)((REAL)ahead), classes, lse, entropy, place);
+    batch->loss[i] = V(first_lane)(f.loss);
+    batch->lse[i] = lse[0];
+    batch->entropy[i] = entropy[0];
+    batch->ahead[i] = place[0];
+}
+
 /* ---- Rows of one block: as many at a time as a vector has lanes, so that one vector finishes them all
  * ---------------*/
 
@@ -337,7 +398,15 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
         distances[r] = V(set)(0);
         if (with_metrics) {
             V(metric_sums) sums = {V(set)(0), V(set)(0), V(set)(0)};
-            V(metrics_block)(z[r], classes, m[r], (ptrdiff_t)batch->y[first + r], z_y[r], &sums);
+            const V(vec) ref = V(set)(m[r]), at = V(set)(z_y[r]), below = V(below)(at);
+            const ptrdiff_t y = (ptrdiff_t)batch->y[first + r], whole = classes / LANES * LANES;
+            for (ptrdiff_t i = 0; i < whole; i += LANES) {
+                if (native) V(prefetch)(z[r] + i + LANES * classes, false);
+                V(metrics_step)(V(load)(z[r] + i), ref, y - i, at, below, &sums);
+            }
+            if (whole < classes)
+                V(metrics_step)(V(load_part)(z[r] + whole, classes - whole, -INFINITY), ref, y - whole, at, below,
+                                &sums);
             reduced[r] = sums.rest;
             moments[r] = sums.moment;
             aheads[r] = sums.ahead;
@@ -353,8 +422,8 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
                                     V(load)(batch->s + first), V(load)(batch->g + first));
     V(store)(batch->loss + first, f.loss);
     if (with_metrics) {
-        V(finish_metrics)(&f, max, V(rows_sum)(moments), batch->lse + first, batch->entropy + first);
-        V(store)(batch->ahead + first, V(rows_sum)(aheads));
+        V(finish_metrics)(&f, max, V(load)(z_y), V(mul)(V(rows_sum)(moments), V(set)(SCALE_DOWN)), V(rows_sum)(aheads),
+                          classes, batch->lse + first, batch->entropy + first, batch->ahead + first);
     }
     if (!with_grad) return;
     REAL factor[LANES], target_grad[LANES], shift[LANES];
@@ -405,32 +474,39 @@ static INLINE void V(lanes)(const class_task *task, const REAL *z, ptrdiff_t z_s
 #define LOAD_LANES(p) (part ? V(load_part)(p, part, 0) : V(load)(p))
 #define STORE_LANES(p, v) (part ? V(store_part)(p, v, part) : V(store)(p, v))
     V(vec) max[LANE_VECTORS], target_logit[LANE_VECTORS], rest[LANE_VECTORS], distance[LANE_VECTORS];
-    V(vec) moment[LANE_VECTORS];
+    V(vec) moment[LANE_VECTORS], in_front[LANE_VECTORS];
     const V(vec) zero = V(set)(0);
     for (ptrdiff_t v = 0; v < groups * vectors; v += vectors) {
-        V(vec) m[2];
-        for (ptrdiff_t k = 0; k < vectors; k++) m[k] = V(set)(-INFINITY);
+        V(vec) m[2], z_y[2];
+        V(int) y[2];
+        for (ptrdiff_t k = 0; k < vectors; k++) {
+            m[k] = V(set)(-INFINITY);
+            z_y[k] = zero;
+            y[k] = V(int_load)(batch->y + at_ + (v + k) * LANES);
+        }
         for (ptrdiff_t c = 0; c < classes; c++)
-            for (ptrdiff_t k = 0; k < vectors; k++) m[k] = V(max)(LOAD_LANES(z + c * z_stride + (v + k) * LANES), m[k]);
-        for (ptrdiff_t k = 0; k < vectors; k++) max[v + k] = m[k];
+            for (ptrdiff_t k = 0; k < vectors; k++) {
+                const V(vec) value = LOAD_LANES(z + c * z_stride + (v + k) * LANES);
+                m[k] = V(max)(value, m[k]);
+                if (with_metrics) z_y[k] = V(select)(V(int_eq)(y[k], V(int_set)((V(index))c)), value, z_y[k]);
+            }
+        for (ptrdiff_t k = 0; k < vectors; k++) {
+            max[v + k] = m[k];
+            if (with_metrics) target_logit[v + k] = z_y[k];
+        }
     }
     for (ptrdiff_t v = 0; v < groups * vectors; v += vectors) {
-        V(vec) m[2], z_y[2], at[2], seen[2];
+        V(vec) m[2], z_y[2], at[2], limit[2];
         V(int) y[2];
         V(acc) sums[2], x_sums[2], moments[2], aheads[2];
         for (ptrdiff_t k = 0; k < vectors; k++) {
             y[k] = V(int_load)(batch->y + at_ + (v + k) * LANES);
             m[k] = max[v + k];
-            z_y[k] = seen[k] = zero;
+            z_y[k] = zero;
             sums[k] = x_sums[k] = moments[k] = aheads[k] = V(acc_zero)();
             if (with_metrics) {
-                REAL of_targets[LANES];
-                for (ptrdiff_t i = 0; i < LANES; i++) {
-                    const V(index) target = batch->y[at_ + (v + k) * LANES + i];
-                    of_targets[i] = z[(target < 0 || (part && i >= part) ? 0 : target) * z_stride + (v + k) * LANES +
-                                      (part && i >= part ? 0 : i)];
-                }
-                at[k] = V(load)(of_targets);
+                at[k] = target_logit[v + k];
+                limit[k] = V(below)(at[k]);
             }
         }
         for (ptrdiff_t first = 0; first < classes; first += CLASS_BLOCK) {
@@ -445,15 +521,13 @@ static INLINE void V(lanes)(const class_task *task, const REAL *z, ptrdiff_t z_s
                     const V(mask) is_target = V(int_eq)(y[k], V(int_set)((V(index))c));
                     if (with_grad) STORE_LANES(grad + c * grad_stride + (v + k) * LANES, e);
                     sum[k] = V(add)(sum[k], V(zero_where)(is_target, e));
-                    z_y[k] = V(select)(is_target, value, z_y[k]);
+                    if (!with_metrics) z_y[k] = V(select)(is_target, value, z_y[k]);
                     if (smooth) x_sum[k] = V(add)(x_sum[k], x);
                     if (with_metrics) {
                         /* Of equal logits those before the target's class rank in front. */
-                        const V(vec) tie = V(select)(V(eq)(value, at[k]), V(sub)(V(set)(1), seen[k]), zero);
-                        seen[k] = V(select)(is_target, V(set)(1), seen[k]);
-                        ahead[k] =
-                            V(add)(ahead[k], V(select)(V(lt)(at[k], value), V(set)(1), V(zero_where)(is_target, tie)));
-                        moment_sum[k] = V(add)(moment_sum[k], V(moment)(x, e));
+                        limit[k] = V(select)(is_target, at[k], limit[k]);
+                        ahead[k] = V(add)(ahead[k], V(select)(V(lt)(limit[k], value), V(set)(1), zero));
+                        moment_sum[k] = V(add_moment)(x, V(zero_where)(is_target, e), moment_sum[k]);
                     }
                 }
             for (ptrdiff_t k = 0; k < vectors; k++) {
@@ -466,10 +540,10 @@ static INLINE void V(lanes)(const class_task *task, const REAL *z, ptrdiff_t z_s
         for (ptrdiff_t k = 0; k < vectors; k++) {
             rest[v + k] = V(mul)(V(acc_lanes)(sums[k]), V(set)(SCALE_DOWN));
             distance[v + k] = smooth ? V(sub)(zero, V(acc_lanes)(x_sums[k])) : zero;
-            target_logit[v + k] = z_y[k];
+            if (!with_metrics) target_logit[v + k] = z_y[k];
             if (with_metrics) {
-                moment[v + k] = V(acc_lanes)(moments[k]);
-                V(store)(batch->ahead + at_ + (v + k) * LANES, V(acc_lanes)(aheads[k]));
+                moment[v + k] = V(mul)(V(acc_lanes)(moments[k]), V(set)(SCALE_DOWN));
+                in_front[v + k] = V(acc_lanes)(aheads[k]);
             }
         }
     }
@@ -480,7 +554,9 @@ static INLINE void V(lanes)(const class_task *task, const REAL *z, ptrdiff_t z_s
                          V(load)(batch->s + from), V(load)(batch->g + from));
         const V(mask) ignored = V(int_eq)(V(int_load)(batch->y + from), V(int_set)(-1));
         V(store)(batch->loss + from, V(zero_where)(ignored, f[v].loss));
-        if (with_metrics) V(finish_metrics)(&f[v], max[v], moment[v], batch->lse + from, batch->entropy + from);
+        if (with_metrics)
+            V(finish_metrics)(&f[v], max[v], target_logit[v], moment[v], in_front[v], classes, batch->lse + from,
+                              batch->entropy + from, batch->ahead + from);
         f[v].factor = V(mul)(f[v].factor, V(set)(SCALE_DOWN));
     }
     if (!with_grad) return;
@@ -600,11 +676,17 @@ static INLINE void V(index_rows_as)(const class_task *task, V(batch) * batch, bo
 static void V(metrics_rows)(const class_task *task, V(batch) * batch) {
     const ptrdiff_t classes = task->call.classes, count = batch->count;
     const bool smooth = task->call.label_smoothing > 0;
-    if (classes <= SHORT_ROW)
-        for (ptrdiff_t i = 0; i < count; i += LANE_TARGETS)
-            V(short_rows)(task, batch, i, count - i < LANE_TARGETS ? count - i : LANE_TARGETS, classes, batch->native,
-                          smooth, false, true);
-    else if (classes <= ONE_BLOCK_ROW && batch->native && !smooth)
+    for (ptrdiff_t i = 0; classes <= SHORT_ROW && i < count; i += LANE_TARGETS) {
+        const ptrdiff_t n = count - i < LANE_TARGETS ? count - i : LANE_TARGETS;
+        if (batch->native && !smooth && classes == 10)
+            V(short_rows)(task, batch, i, n, 10, true, false, false, true);
+        else if (batch->native && !smooth)
+            V(short_rows)(task, batch, i, n, classes, true, false, false, true);
+        else
+            V(short_rows)(task, batch, i, n, classes, batch->native, smooth, false, true);
+    }
+    if (classes <= SHORT_ROW) return;
+    if (classes <= ONE_BLOCK_ROW && batch->native && !smooth)
         for (ptrdiff_t i = 0; i < count; i += LANES)
             V(rows)(task, batch, i, count - i < LANES ? count - i : LANES, true, false, false, true);
     else if (classes <= ONE_BLOCK_ROW && !smooth)

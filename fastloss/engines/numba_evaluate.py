@@ -10,6 +10,9 @@ from numba import njit, prange
 from fastloss.engines.numba_kernels import CACHED, PLAIN, THREADED, TILE, largest, total_by_blocks
 from fastloss.engines.numba_math import SCALE_DOWN, as_real, exp_scaled, wide_vectors
 
+# Behind every k of a top-k accuracy.
+NEVER = 1 << 62
+
 
 @njit(**PLAIN)
 def exponentials_below(x, m, e):
@@ -72,7 +75,9 @@ def tile(t, correct, entropies, counts, z, target, lse, ks, classes, inner, igno
             lse[row] = of_row
         counts[t] += 1
         entropies[t] += np.float64(as_real(entropy, z[0]))
-        rank = rank_of(x, y) if of_row == of_row else classes  # no softmax: a miss
+        rank = rank_of(x, y)
+        if of_row != of_row or x[y] == -np.inf:  # no softmax, or a target of probability 0: a miss
+            rank = NEVER
         for k in range(ks.size):
             correct[t, k] += rank < ks[k]
 

@@ -242,6 +242,7 @@ def overlap_gradient(problem: OverlapProblem, of_intersection: NDArray, of_sum: 
 def _overlap_parts(problem: OverlapProblem) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray, NDArray]:
     """(groups, rows, classes): probabilities, one minus them, targets, what counts; the sum of
     cross-entropy and its denominator, and its gradient."""
+    target: NDArray
     x = _rows(problem.logits, problem.axis)
     shape = (problem.groups, len(x) // max(problem.groups, 1), problem.classes)
     entropy, slope = np.zeros(2), np.zeros_like(x)

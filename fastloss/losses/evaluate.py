@@ -97,7 +97,7 @@ def evaluate(
     Notes
     -----
     Of classes with equal logits the first ranks first, as in argmax. A row without a softmax, as one with NaN, is
-    a miss.
+    a miss, and a target whose logit is -inf.
 
     Examples
     --------
@@ -151,7 +151,9 @@ def _in_parts(implementation: Any, problem: ClassProblem, ks: tuple[int, ...], w
         z_y = np.take_along_axis(z, y, axis=1)
         with np.errstate(invalid="ignore"):
             rank[first : first + step] = np.count_nonzero((z > z_y) | ((z == z_y) & (before < y)), axis=1)
-    rank[np.isnan(lse.reshape(-1))] = problem.classes  # no softmax: a miss
+        # No softmax, or a target of probability 0: a miss.
+        rank[first : first + step][z_y[:, 0] == -np.inf] = problem.classes
+    rank[np.isnan(lse.reshape(-1))] = problem.classes
     lse = np.where(counts.reshape(lse.shape), lse, 0).astype(lse.dtype)
     correct = [int(np.count_nonzero((rank < k) & counts & (rank < problem.classes))) for k in ks]
     total = float(entropy.reshape(-1)[counts].sum(dtype=np.float64))

@@ -1,10 +1,10 @@
-/* exp and log1p of one vector header, over every float that the kernels can pass, and sampled for double.
+/* exp, log1p, log and powers of one vector header, over every float that the kernels can pass, and sampled for double.
  *
  *     cc -O2 -fopenmp -I include -I fastloss/csrc -DVECTORS='"vec_avx2.h"' -mavx2 -mfma -mf16c tests/c/test_math.c -lm
  *     ./a.out [double samples, default 100000000]
  *
- * Prints the worst error of each in ULP and the input that attains it; fails above 2 ULP. float is compared with
- * double's functions, double with long double's. */
+ * Prints the worst error of each in ULP and the input that attains it; fails above the bound that each is given. float
+ * is compared with double's functions, double with long double's. */
 #include <float.h>
 #include <math.h>
 #include <stdbool.h>
@@ -41,13 +41,15 @@ static double ulps(long double got, long double want, int digits, int lowest) {
 }
 
 static int failures;
-static void report(const char *name, worst w) {
-    const bool fine = w.error <= 2;
+static void report(const char *name, double bound, worst w) {
+    const bool fine = w.error <= bound;
     printf("%-28s %.3f ULP at %a (%.9g)%s\n", name, w.error, w.at, w.at, fine ? "" : "  FAILED");
     failures += !fine;
 }
 
-typedef enum { EXP, EXPM1, LOG1P, LOG1P_UNIT } function;
+typedef enum { EXP, EXPM1, LOG1P, LOG1P_UNIT, LOG, EXP_ANY, POWER } function;
+
+static double power; /* of POWER */
 
 static f_vec f_minus_rest(f_vec x) {
     f_vec rest;
@@ -68,6 +70,12 @@ static f_vec f_apply(function f, f_vec x) {
             return f_minus_rest(x);
         case LOG1P:
             return f_log1p(x);
+        case LOG:
+            return f_log(x);
+        case EXP_ANY:
+            return f_exp_any(x);
+        case POWER:
+            return f_pow_unit(x, (float)power);
         default:
             return f_log1p_unit(x);
     }
@@ -80,15 +88,49 @@ static d_vec d_apply(function f, d_vec x) {
             return d_minus_rest(x);
         case LOG1P:
             return d_log1p(x);
+        case LOG:
+            return d_log(x);
+        case EXP_ANY:
+            return d_exp_any(x);
+        case POWER:
+            return d_pow_unit(x, power);
         default:
             return d_log1p_unit(x);
     }
 }
-static long double exact(function f, long double x) { return f == EXP ? expl(x) : f == EXPM1 ? expm1l(x) : log1pl(x); }
-static double exact_for_float(function f, double x) { return f == EXP ? exp(x) : f == EXPM1 ? expm1(x) : log1p(x); }
+static long double exact(function f, long double x) {
+    switch (f) {
+        case EXP:
+        case EXP_ANY:
+            return expl(x);
+        case EXPM1:
+            return expm1l(x);
+        case LOG:
+            return logl(x);
+        case POWER:
+            return powl(x, power);
+        default:
+            return log1pl(x);
+    }
+}
+static double exact_for_float(function f, double x) {
+    switch (f) {
+        case EXP:
+        case EXP_ANY:
+            return exp(x);
+        case EXPM1:
+            return expm1(x);
+        case LOG:
+            return log(x);
+        case POWER:
+            return pow(x, (float)power);
+        default:
+            return log1p(x);
+    }
+}
 
-/* Every float from `from` to `to`, which have one sign. */
-static worst every_float(function f, float from, float to) {
+/* Every `step`th float from `from` to `to`, which have one sign. */
+static worst some_floats(function f, float from, float to, int step) {
     uint32_t low, high;
     memcpy(&low, &from, 4);
     memcpy(&high, &to, 4);
@@ -99,12 +141,12 @@ static worst every_float(function f, float from, float to) {
     }
     worst all = {0, 0};
 #pragma omp parallel for schedule(static)
-    for (int64_t start = low; start <= (int64_t)high; start += 1 << 16) {
+    for (int64_t start = low; start <= (int64_t)high; start += (int64_t)step << 16) {
         worst mine = {0, 0};
-        for (int64_t bits = start; bits < start + (1 << 16) && bits <= high; bits += FLOATS) {
+        for (int64_t bits = start; bits < start + ((int64_t)step << 16) && bits <= high; bits += FLOATS * step) {
             float x[FLOATS], y[FLOATS];
             for (int k = 0; k < FLOATS; k++) {
-                const uint32_t b = (uint32_t)(bits + k > high ? high : bits + k);
+                const uint32_t b = (uint32_t)(bits + k * step > high ? high : bits + k * step);
                 memcpy(&x[k], &b, 4);
             }
             f_store(y, f_apply(f, f_load(x)));
@@ -119,6 +161,8 @@ static worst every_float(function f, float from, float to) {
     }
     return all;
 }
+
+static worst every_float(function f, float from, float to) { return some_floats(f, from, to, 1); }
 
 static uint64_t next_random(uint64_t *state) { /* splitmix64 */
     uint64_t z = (*state += 0x9e3779b97f4a7c15u);
@@ -192,14 +236,32 @@ int main(int argc, char **argv) {
         memcpy(&nan, &bits, 4);
         exactly("float exp(NaN with a payload)", f_one(EXP, nan), NAN);
     }
-    report("float exp [-inf, 0]", larger(every_float(EXP, -0.0f, -FLT_MAX), every_float(EXP, 0, 17)));
-    report("float expm1 [-inf, 0]", every_float(EXPM1, -0.0f, -FLT_MAX));
-    report("float log1p [0, 2^31]", every_float(LOG1P, 0, 0x1p31f));
-    report("float log1p_unit [0, 1]", every_float(LOG1P_UNIT, 0, 1));
-    report("double exp [-745.2, 17]", larger(sampled(EXP, -745.2, 0, samples), sampled(EXP, 0, 17, samples / 4)));
-    report("double expm1 [-745, 0]", sampled(EXPM1, -745, 0, samples));
-    report("double expm1 [-1, 0]", sampled(EXPM1, -1, 0, samples));
-    report("double log1p [0, 1]", sampled(LOG1P, 0, 1, samples));
-    report("double log1p [0, 2^31]", sampled(LOG1P, 0, 0x1p31, samples));
+    report("float exp [-inf, 0]", 2, larger(every_float(EXP, -0.0f, -FLT_MAX), every_float(EXP, 0, 17)));
+    report("float expm1 [-inf, 0]", 2, every_float(EXPM1, -0.0f, -FLT_MAX));
+    report("float log1p [0, 2^31]", 2, every_float(LOG1P, 0, 0x1p31f));
+    report("float log1p_unit [0, 1]", 2, every_float(LOG1P_UNIT, 0, 1));
+    report("double exp [-745.2, 17]", 2, larger(sampled(EXP, -745.2, 0, samples), sampled(EXP, 0, 17, samples / 4)));
+    report("double expm1 [-745, 0]", 2, sampled(EXPM1, -745, 0, samples));
+    report("double expm1 [-1, 0]", 2, sampled(EXPM1, -1, 0, samples));
+    report("double log1p [0, 1]", 2, sampled(LOG1P, 0, 1, samples));
+    report("double log1p [0, 2^31]", 2, sampled(LOG1P, 0, 0x1p31, samples));
+    report("float log [2^-149, inf)", 9, every_float(LOG, 0x1p-149f, FLT_MAX));
+    report("double log [2^-1074, 1]", 9, sampled(LOG, 0x1p-1074, 1, samples));
+    report("double log [1/2, 2]", 9, sampled(LOG, 0.5, 2, samples));
+    report("double log [1, 2^1023]", 9, sampled(LOG, 1, 0x1p1023, samples));
+    report("float exp_any [-inf, 88.7]", 9,
+           larger(some_floats(EXP_ANY, -0.0f, -FLT_MAX, 7), some_floats(EXP_ANY, 0, 88.7f, 7)));
+    report("double exp_any [-746, 0]", 9, sampled(EXP_ANY, -746, 0, samples));
+    report("double exp_any [0, 709.7]", 9, sampled(EXP_ANY, 0, 709.7, samples));
+    static const double powers[] = {0.25, 0.5, 1.5, 2.5, 3.7, 10};
+    for (int i = 0; i < 6; i++) {
+        char name[40];
+        power = powers[i];
+        snprintf(name, sizeof name, "float x^%g [2^-149, 1]", power);
+        report(name, 9, some_floats(POWER, 0x1p-149f, 1, 31));
+        snprintf(name, sizeof name, "double x^%g [2^-1074, 1]", power);
+        report(name, 9,
+               larger(sampled(POWER, 0x1p-1000, 1, samples), sampled(POWER, 0x1p-1074, 0x1p-960, samples / 4)));
+    }
     return failures > 0;
 }
