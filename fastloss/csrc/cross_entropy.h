@@ -175,7 +175,7 @@ static INLINE void V(metrics_block)(const REAL *z, ptrdiff_t n, REAL ref, ptrdif
 /* The by-products of a vector of rows: moment is the sum of x e^x of the other classes, in units of e^m. A target of
  * probability 0 ranks behind all classes. */
 static INLINE void V(finish_metrics)(const V(finished) * f, V(vec) m, V(vec) z_y, V(vec) moment, V(vec) ahead,
-                                     ptrdiff_t classes, REAL *lse, REAL *entropy, REAL *place) {
+                                     REAL *lse, REAL *entropy, REAL *place) {
     const V(vec) gap = V(sub)(z_y, m), own = V(add_moment)(gap, V(exp_scaled)(gap), V(set)(0));
     V(store)(lse, V(add)(m, f->log_sum));
     V(store)(entropy, V(fnma)(V(fma)(own, V(set)(SCALE_DOWN), moment), f->inverse, f->log_sum));
@@ -366,7 +366,7 @@ static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i
     const V(finished) f = V(finish)(task, V(set)(m), V(set)(z_y), V(set)((REAL)(rest * unit)), V(set)((REAL)distance),
                                     V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
     V(finish_metrics)(&f, V(set)(m), V(set)(z_y), V(set)((REAL)(unit * (moment + (ref == m ? 0 : step * rest)))),
-                      V(set)((REAL)ahead), classes, lse, entropy, place);
+                      V(set)((REAL)ahead), lse, entropy, place);
     batch->loss[i] = V(first_lane)(f.loss);
     batch->lse[i] = lse[0];
     batch->entropy[i] = entropy[0];
@@ -423,7 +423,7 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
     V(store)(batch->loss + first, f.loss);
     if (with_metrics) {
         V(finish_metrics)(&f, max, V(load)(z_y), V(mul)(V(rows_sum)(moments), V(set)(SCALE_DOWN)), V(rows_sum)(aheads),
-                          classes, batch->lse + first, batch->entropy + first, batch->ahead + first);
+                          batch->lse + first, batch->entropy + first, batch->ahead + first);
     }
     if (!with_grad) return;
     REAL factor[LANES], target_grad[LANES], shift[LANES];
@@ -555,7 +555,7 @@ static INLINE void V(lanes)(const class_task *task, const REAL *z, ptrdiff_t z_s
         const V(mask) ignored = V(int_eq)(V(int_load)(batch->y + from), V(int_set)(-1));
         V(store)(batch->loss + from, V(zero_where)(ignored, f[v].loss));
         if (with_metrics)
-            V(finish_metrics)(&f[v], max[v], target_logit[v], moment[v], in_front[v], classes, batch->lse + from,
+            V(finish_metrics)(&f[v], max[v], target_logit[v], moment[v], in_front[v], batch->lse + from,
                               batch->entropy + from, batch->ahead + from);
         f[v].factor = V(mul)(f[v].factor, V(set)(SCALE_DOWN));
     }

@@ -307,7 +307,7 @@ static void V(any_lanes)(const class_task *task, const char *z, ptrdiff_t z_stri
     V(store)(m, max);
     V(store)(lanes[0], V(mul)(V(acc_lanes)(rest), V(set)(SCALE_DOWN)));
     V(store)(lanes[1], V(acc_lanes)(at_max));
-    V(softmax_sums) known;
+    V(softmax_sums) known = {zero, zero, zero, zero};
     if (focal) {
         const V(vec) below = V(load)(lanes[0]), ties = V(sub)(V(load)(lanes[1]), V(set)(1));
         known.m = max;

@@ -171,18 +171,26 @@ static INLINE V(vec) V(exp_any)(V(vec) x) {
 }
 
 /* x^a for x in [0, 1] and a > 0. With x = 2^k m, the integer part of a k is split off without rounding, so that what is
- * left of the exponent is small, however small x is. */
+ * left of the exponent is small, however small x is. Results below the normal numbers are 0. */
 static INLINE V(vec) V(pow_unit)(V(vec) x, REAL a) {
+    if (a > (REAL)1e30) a = (REAL)1e30;
+    /* k times the upper half of a's digits is exact. */
+    const REAL spread = a * (((int64_t)1 << (WORKING_TYPE == 32 ? 12 : 27)) + 1), upper = spread - (spread - a);
     V(vec) k;
-    const V(vec) exponent = V(set)(a), round = V(set)(EXP_ROUND), bias = V(set)(EXP_ROUND + EXP_BIAS);
+    const V(vec) round = V(set)(EXP_ROUND), limit = V(set)(2 * EXP_BIAS);
     const V(vec) log_m = V(log_split)(x, &k);
-    const V(vec) t = V(mul)(exponent, k);
-    const V(vec) lost = V(fma)(exponent, k, V(sub)(V(set)(0), t));
+    const V(vec) t = V(mul)(V(set)(upper), k);
     const V(vec) n = V(sub)(V(add)(t, round), round);
-    const V(vec) fraction = V(add)(V(sub)(t, n), lost);
-    const V(vec) r = V(fma)(exponent, log_m, V(mul)(fraction, V(set)((REAL)(1 / EXP_PER_LN2))));
-    const V(vec) power = V(pow2)(V(add)(V(max)(n, V(set)(-EXP_BIAS)), bias));
-    return V(zero_where)(V(eq)(x, V(set)(0)), V(mul)(V(exp)(r), power));
+    const V(vec) fraction = V(fma)(V(set)(a - upper), k, V(sub)(t, n));
+    V(vec) r = V(fma)(V(set)(a), log_m, V(mul)(fraction, V(set)((REAL)(1 / EXP_PER_LN2))));
+    /* Past the limit n alone makes the result 0. */
+    r = V(min)(limit, V(max)(V(sub)(V(set)(0), limit), r));
+    const V(vec) more = V(sub)(V(fma)(r, V(set)(EXP_PER_LN2), round), round);
+    r = V(fnma)(more, V(set)(EXP_LN2_UPPER), r);
+    r = V(fnma)(more, V(set)(EXP_LN2_LOWER), r);
+    const V(vec) whole = V(max)(V(set)(-EXP_BIAS), V(add)(n, more));
+    const V(vec) power = V(pow2)(V(add)(whole, V(set)(EXP_ROUND + EXP_BIAS)));
+    return V(zero_where)(V(eq)(x, V(set)(0)), V(fma)(V(exp_tail)(r), power, power));
 }
 
 #if WORKING_TYPE == 32
