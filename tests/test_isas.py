@@ -11,7 +11,10 @@ import fastloss as fl
 from fastloss.engines import get
 
 TESTS = Path(__file__).parent
-NUMERIC = ["known_values", "options_grid", "edges", "layouts", "invariants", "confident", "numeric_gradients"]
+NUMERIC = [
+    "known_values", "options_grid", "edges", "layouts", "invariants", "confident", "numeric_gradients",
+    "catalogue_numeric", "catalogue_oracle", "catalogue_edges", "overlap", "combine", "evaluate",
+]  # fmt: skip
 
 if "cython" in fl.engines():
     USED, LIST = get("cython").isa(), get("cython").isa_list()

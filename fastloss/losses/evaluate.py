@@ -85,9 +85,10 @@ def evaluate(
     Returns
     -------
     Evaluation
-        loss : float, the mean. accuracy : float. topk : dict from k to float. entropy : float, in nats ("binary" and
-        "multilabel": of the two outcomes of each element). count : int, targets that count. lse : array of the
-        target's shape, 0 where ignored, or None. All means are NaN where nothing counts.
+        loss : float, the mean, which may differ from the loss function's in the last bits. accuracy : float. topk :
+        dict from k to float. entropy : float, in nats ("binary" and "multilabel": of the two outcomes of each element).
+        count : int, targets that count. lse : array of the target's shape, 0 where ignored, or None. All means are NaN
+        where nothing counts.
 
     Errors
     ------
