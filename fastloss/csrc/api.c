@@ -342,6 +342,7 @@ static int make_element_task(const fl_element_call *given, element_task *task) {
         return FL_ERROR_OPTION;
     if (call->loss != FL_BCE_WITH_LOGITS && (call->label_smoothing > 0 || call->pos_weight.data))
         return FL_ERROR_OPTION;
+    if (call->zero_one && call->loss != FL_SOFT_MARGIN && call->loss != FL_HINGE) return FL_ERROR_OPTION;
     task->label_scale = call->zero_one ? 2 : 1 - call->label_smoothing;
     task->label_shift = call->zero_one ? -1 : call->label_smoothing / 2;
     task->scale = call->grad_scale;
