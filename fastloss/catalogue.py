@@ -15,7 +15,7 @@ LOSSES: dict[str, Callable[..., Any]] = {}
 
 _DIAGNOSE = os.environ.get("FASTLOSS_DIAGNOSE", "") in ("1", "true")
 
-# What the docstrings of all losses say of the arguments that all losses have.
+# What several docstrings say in the same words.
 _COMMON = {
     "{common parameters}": """return_grad
         Return the gradient as well.
@@ -35,6 +35,38 @@ _COMMON = {
     grad : ndarray
         Only where asked for: out_grad where given, else a new array of the input's shape and dtype, in native byte
         order.""",
+    "{overlap parameters}": """axis
+        The class axis; one-dimensional logits use their only one.
+    weight
+        One factor a class; the loss is the weighted mean over the classes. [0, 1, 1, ...] leaves the background out.
+    ignore_index
+        Targets of this value count for nothing.
+    smooth
+        Added to numerator and denominator.
+    eps
+        The denominator is at least this, and with log_loss the score.
+    log_loss
+        The loss is ``-log(score)`` instead of ``1 - score``.
+    from_logits
+        Apply softmax or sigmoid; else the input holds probabilities.
+    per_sample
+        One score a sample (axis 0) and class, instead of one a class.
+    squared
+        P and Y are sums of squares.
+    absent
+        The loss of a class that no target has: "zero", or "count" for what the formula gives.
+    reduction
+        "mean" (over classes and samples), "sum" (over samples, of the mean over classes) or "none" (each class).""",
+    "{overlap shape and errors}": """Shape
+    -----
+    logits (N, C, d1, ...), or with the classes on any other axis. target: "multiclass" that shape without the class
+    axis; "multilabel" and "binary" the logits' shape, "binary" also without a class axis of length 1. The loss for
+    "none": (C,), or (N, C) with per_sample. weight: (C,).
+
+    Errors
+    ------
+    ValueError for shapes and values, TypeError for types, IndexError for the first target that is neither a class nor
+    ignore_index. Nothing has been written to out_grad then.""",
 }
 
 Function = TypeVar("Function", bound=Callable[..., Any])

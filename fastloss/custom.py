@@ -188,9 +188,8 @@ class ElementwiseLoss(_Custom):
         name = self._engine(engine)
         want_hess = return_hess or out_hess is not None
         problem = validate.element_loss(
-            logits, target, weight=weight, pos_weight=None, label_smoothing=0.0, ignore_index=None,
-            reduction=reduction, return_grad=return_grad or want_hess, out_grad=out_grad, grad_output=grad_output,
-            num_threads=num_threads,
+            logits, target, weight=weight, reduction=reduction, return_grad=return_grad or want_hess,
+            out_grad=out_grad, grad_output=grad_output, num_threads=num_threads,
         )  # fmt: skip
         if out_hess is not None:
             validate.check_out_hess(out_hess, problem)
@@ -275,7 +274,7 @@ class RowwiseLoss(_Custom):
         name = self._engine(engine)
         problem = validate.class_loss(
             logits, target, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
-            label_smoothing=0.0, z_loss=0.0, softcap=None, axis=axis, normalizer=normalizer, empty=empty,
+            axis=axis, normalizer=normalizer, empty=empty,
             reduction=reduction, return_grad=return_grad, out_grad=out_grad, grad_output=grad_output,
             num_threads=num_threads,
         )  # fmt: skip

@@ -17,12 +17,7 @@ from fastloss.losses.cross_entropy import cross_entropy
 from fastloss.losses.focal import focal_cross_entropy
 
 _RESERVED = ("return_grad", "out_grad", "grad_output", "engine", "num_threads")
-# The scores of the overlap losses: their alpha and beta, where they are fixed.
-_SCORES: dict[Any, dict[str, float]] = {
-    overlap.dice_loss: {"alpha": 0.5, "beta": 0.5},
-    overlap.jaccard_loss: {"alpha": 1.0, "beta": 1.0},
-    overlap.tversky_loss: {},
-}
+_OVERLAPS = (overlap.dice_loss, overlap.jaccard_loss, overlap.tversky_loss)
 # Options of cross-entropy that the pass of an overlap loss knows too.
 _SHARED_OPTIONS = {"weight", "ignore_index", "axis", "gamma"}
 
@@ -156,7 +151,7 @@ def _add(total: Any, weight: float, value: Any, loss: Any) -> Any:
 
 def _share(parts: Sequence[tuple[float, Any, dict[str, Any]]]) -> Callable[..., Any] | None:
     """A function that computes all parts in the same passes, or None where they can't be."""
-    overlaps = [part for part in parts if part[1] in _SCORES]
+    overlaps = [part for part in parts if part[1] in _OVERLAPS]
     entropies = [part for part in parts if part[1] in (cross_entropy, focal_cross_entropy)]
     focals = [part for part in entropies if part[1] is focal_cross_entropy]
     if len(overlaps) > 1 or len(overlaps) + len(entropies) != len(parts) or len(parts) < 2 or not entropies:
@@ -205,13 +200,9 @@ def _entropies(
     """weight * ((1 - focal) * cross_entropy + focal * focal_cross_entropy)."""
     keywords = dict(keywords)
     engine = keywords.pop("engine")
-    defaults = {
-        "weight": None, "sample_weight": None, "ignore_index": -100, "label_smoothing": 0.0, "z_loss": 0.0,
-        "softcap": None, "axis": 1, "normalizer": None, "empty": "nan",
-    }  # fmt: skip
     upstream = validate.upstream(grad_output, keywords["reduction"], ())
     problem = validate.class_loss(
-        logits, target, **{**defaults, **options}, **keywords, grad_output=weight * float(upstream), focal=focal,
+        logits, target, **options, **keywords, grad_output=weight * float(upstream), focal=focal,
         gamma=gamma,
     )  # fmt: skip
     loss, grad = get_engine(engine).class_loss(problem)
@@ -225,11 +216,11 @@ def _with_overlap(
     """weight * ((1 - focal) * cross_entropy + focal * focal_cross_entropy) + over_weight * over_loss."""
     implementation = get_engine(keywords["engine"])
     reduction = keywords["reduction"]
-    settings = {**overlap.DEFAULTS, **_SCORES[over_loss], **over_options}
-    problem, weights, upstream = validate.overlap(
-        logits, target, **{name: settings.pop(name) for name in overlap.PROBLEM_OPTIONS}, grad_output=grad_output,
-        **{name: value for name, value in keywords.items() if name != "engine"},
-    )  # fmt: skip
+    common = {name: value for name, value in keywords.items() if name != "engine"}
+    problem, loss_of = overlap.read(
+        logits, target, overlap.settings(over_loss, over_options), {**common, "grad_output": grad_output}
+    )
+    upstream = validate.upstream(grad_output, reduction, ())
     problem = replace(
         problem,
         cross_entropy=weight,
@@ -238,9 +229,7 @@ def _with_overlap(
         gamma=validate.number("gamma", gamma, low=0.0),
     )
     sums, (entropy, denominator) = implementation.overlap_sums(problem)
-    total, of_intersection, of_sum = overlap.from_sums(
-        sums, weights, float(upstream) * over_weight, reduction=reduction, **overlap.score_options(settings)
-    )
+    total, of_intersection, of_sum = loss_of(sums, over_weight)
     if reduction == "sum":
         denominator = 1.0
     total = float(over_weight * total + (weight * entropy / denominator if denominator else float("nan")))

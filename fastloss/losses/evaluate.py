@@ -116,9 +116,8 @@ def evaluate(
         return _binary(logits, target, threshold, weight, ignore_index, label_smoothing, engine, num_threads)
     problem = validate.class_loss(
         logits, target, weight=weight, sample_weight=sample_weight,
-        ignore_index=-100 if ignore_index is None else ignore_index, label_smoothing=label_smoothing, z_loss=0.0,
-        softcap=None, axis=axis, normalizer=None, empty=empty, reduction="mean", return_grad=False, out_grad=None,
-        grad_output=None, num_threads=num_threads,
+        ignore_index=-100 if ignore_index is None else ignore_index, label_smoothing=label_smoothing, axis=axis,
+        empty=empty, num_threads=num_threads,
     )  # fmt: skip
     if problem.is_probabilities:
         raise TypeError("target must be class indices of an integer dtype, not probabilities: they have no rank")
@@ -166,8 +165,8 @@ def _binary(
     num_threads: Any,
 ) -> Evaluation:  # fmt: skip
     problem = validate.element_loss(
-        logits, target, weight=weight, pos_weight=None, label_smoothing=label_smoothing, ignore_index=ignore_index,
-        reduction="mean", return_grad=False, out_grad=None, grad_output=None, num_threads=num_threads,
+        logits, target, weight=weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
+        num_threads=num_threads,
     )  # fmt: skip
     cut = validate.probability("threshold", threshold)
     implementation = get_engine(engine)

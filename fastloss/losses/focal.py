@@ -110,7 +110,6 @@ def focal_cross_entropy(
         sample_weight=sample_weight,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
-        z_loss=0.0,
         softcap=softcap,
         axis=axis,
         normalizer=normalizer,
@@ -196,10 +195,6 @@ def sigmoid_focal_loss(
     problem = validate.element_loss(
         logits,
         target,
-        weight=None,
-        pos_weight=None,
-        label_smoothing=0.0,
-        ignore_index=None,
         loss="sigmoid_focal",
         alpha=alpha,
         gamma=gamma,

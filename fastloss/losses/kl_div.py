@@ -75,10 +75,6 @@ def kl_div(
     problem = validate.element_loss(
         log_input,
         target,
-        weight=None,
-        pos_weight=None,
-        label_smoothing=0.0,
-        ignore_index=None,
         name="log_input",
         loss="kl_div_log" if log_target else "kl_div",
         normalizer=samples,

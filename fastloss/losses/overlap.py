@@ -5,6 +5,7 @@ here, the other writes the gradient."""
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from fastloss.catalogue import loss
 from fastloss.engines import get as get_engine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastloss.validate import Array, Index, Mode, NDArray, Number, OverlapProblem, Reduction
 
 
@@ -73,9 +76,28 @@ def _power_slope(x: NDArray, gamma: float) -> NDArray:
     return np.ones_like(x) if gamma == 1 else np.where(x == 0, 0, gamma * x ** (gamma - 1))
 
 
-def score_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of `from_sums`, checked."""
-    return {
+# The Tversky scores that have a name: their alpha and beta.
+SCORES = {"dice_loss": (0.5, 0.5), "jaccard_loss": (1.0, 1.0)}
+
+# Options that say how the sums are made; the others say what is made of them.
+_OF_SUMS = ("mode", "axis", "weight", "ignore_index", "squared", "from_logits", "per_sample")
+
+
+def settings(function: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """All options of an overlap loss, of which some are given."""
+    defaults = {name: each.default for name, each in inspect.signature(function).parameters.items()}
+    alpha, beta = SCORES.get(function.__name__, (defaults.get("alpha"), defaults.get("beta")))
+    return {"gamma": 1.0, **defaults, "alpha": alpha, "beta": beta, **given}
+
+
+def read(
+    logits: Any, target: Any, options: dict[str, Any], common: dict[str, Any]
+) -> tuple[OverlapProblem, Callable[[NDArray, float], tuple[float | NDArray, NDArray, NDArray]]]:
+    """The problem, and what makes of its sums the loss and its derivatives, times a factor: see `from_sums`."""
+    problem, weights, upstream = validate.overlap(
+        logits, target, **{name: options[name] for name in _OF_SUMS}, **common
+    )  # fmt: skip
+    score: dict[str, Any] = {
         "alpha": validate.number("alpha", options["alpha"], low=0.0),
         "beta": validate.number("beta", options["beta"], low=0.0),
         "gamma": validate.number("gamma", options["gamma"], above=0.0),
@@ -85,24 +107,17 @@ def score_options(options: dict[str, Any]) -> dict[str, Any]:
         "absent": validate.choice("absent", options["absent"], ("zero", "count")),
     }
 
+    def loss_of(sums: NDArray, factor: float) -> tuple[float | NDArray, NDArray, NDArray]:
+        return from_sums(sums, weights, upstream * factor, reduction=common["reduction"], **score)
 
-# What the problem of an overlap loss is made of, the rest being options of its score; and their defaults.
-PROBLEM_OPTIONS = ("mode", "axis", "weight", "ignore_index", "squared", "from_logits", "per_sample")
-DEFAULTS: dict[str, Any] = {
-    "mode": "multiclass", "axis": 1, "weight": None, "ignore_index": None, "squared": False, "from_logits": True,
-    "per_sample": False, "alpha": 0.5, "beta": 0.5, "gamma": 1.0, "smooth": 0.0, "eps": 1e-7, "log_loss": False,
-    "absent": "zero",
-}  # fmt: skip
+    return problem, loss_of
 
 
-def _compute(
-    problem: OverlapProblem, weights: NDArray, upstream: float | NDArray, engine: str | None, reduction: str,
-    options: dict[str, Any],
-) -> Any:  # fmt: skip
+def _compute(logits: Any, target: Any, engine: str | None, options: dict[str, Any], common: dict[str, Any]) -> Any:
+    problem, loss_of = read(logits, target, options, common)
     implementation = get_engine(engine)
-    checked = score_options(options)
     sums, _ = implementation.overlap_sums(problem)
-    result, of_intersection, of_sum = from_sums(sums, weights, upstream, reduction=reduction, **checked)
+    result, of_intersection, of_sum = loss_of(sums, 1.0)
     if isinstance(result, np.ndarray):
         result = (result if problem.per_sample else result[0]).astype(problem.compute_dtype)
     if not problem.want_grad:
@@ -153,42 +168,12 @@ def dice_loss(
         dtype, with values in [0, 1].
     mode
         "multiclass", "multilabel" or "binary", which is one class over all elements.
-    axis
-        The class axis; one-dimensional logits use their only one.
-    weight
-        One factor a class; the loss is the weighted mean over the classes. [0, 1, 1, ...] leaves the background out.
-    ignore_index
-        Targets of this value count for nothing.
-    smooth
-        Added to numerator and denominator.
-    eps
-        The denominator is at least this, and with log_loss the score.
-    log_loss
-        The loss is ``-log(score)`` instead of ``1 - score``.
-    from_logits
-        Apply softmax or sigmoid; else the input holds probabilities.
-    per_sample
-        One score a sample (axis 0) and class, instead of one a class.
-    squared
-        P and Y are sums of squares.
-    absent
-        The loss of a class that no target has: "zero", or "count" for what the formula gives.
-    reduction
-        "mean" (over classes and samples), "sum" (over samples, of the mean over classes) or "none" (each class).
+    {overlap parameters}
     {common parameters}
 
     {returns}
 
-    Shape
-    -----
-    logits (N, C, d1, ...), or with the classes on any other axis. target: "multiclass" that shape without the class
-    axis; "multilabel" and "binary" the logits' shape, "binary" also without a class axis of length 1. The loss for
-    "none": (C,), or (N, C) with per_sample. weight: (C,).
-
-    Errors
-    ------
-    ValueError for shapes and values, TypeError for types, IndexError for the first target that is neither a class nor
-    ignore_index. Nothing has been written to out_grad then.
+    {overlap shape and errors}
 
     Notes
     -----
@@ -208,32 +193,30 @@ def dice_loss(
     >>> f"{loss:.4f}", grad.round(3).tolist()
     ('0.2532', [[[-0.039, 0.033, 0.078], [0.039, -0.033, -0.078]]])
     """
-    problem, weights, upstream = validate.overlap(
-        logits,
-        target,
-        mode=mode,
-        axis=axis,
-        weight=weight,
-        ignore_index=ignore_index,
-        squared=squared,
-        from_logits=from_logits,
-        per_sample=per_sample,
-        reduction=reduction,
-        return_grad=return_grad,
-        out_grad=out_grad,
-        grad_output=grad_output,
-        num_threads=num_threads,
-    )
     options = {
-        "alpha": 0.5,
-        "beta": 0.5,
-        "gamma": 1.0,
+        "mode": mode,
+        "axis": axis,
+        "weight": weight,
+        "ignore_index": ignore_index,
         "smooth": smooth,
         "eps": eps,
         "log_loss": log_loss,
+        "from_logits": from_logits,
+        "per_sample": per_sample,
+        "squared": squared,
         "absent": absent,
+        "alpha": SCORES["dice_loss"][0],
+        "beta": SCORES["dice_loss"][1],
+        "gamma": 1.0,
     }
-    return _compute(problem, weights, upstream, engine, reduction, options)
+    common = {
+        "reduction": reduction,
+        "return_grad": return_grad,
+        "out_grad": out_grad,
+        "grad_output": grad_output,
+        "num_threads": num_threads,
+    }
+    return _compute(logits, target, engine, options, common)
 
 
 @loss
@@ -278,42 +261,12 @@ def jaccard_loss(
         dtype, with values in [0, 1].
     mode
         "multiclass", "multilabel" or "binary", which is one class over all elements.
-    axis
-        The class axis; one-dimensional logits use their only one.
-    weight
-        One factor a class; the loss is the weighted mean over the classes. [0, 1, 1, ...] leaves the background out.
-    ignore_index
-        Targets of this value count for nothing.
-    smooth
-        Added to numerator and denominator.
-    eps
-        The denominator is at least this, and with log_loss the score.
-    log_loss
-        The loss is ``-log(score)`` instead of ``1 - score``.
-    from_logits
-        Apply softmax or sigmoid; else the input holds probabilities.
-    per_sample
-        One score a sample (axis 0) and class, instead of one a class.
-    squared
-        P and Y are sums of squares.
-    absent
-        The loss of a class that no target has: "zero", or "count" for what the formula gives.
-    reduction
-        "mean" (over classes and samples), "sum" (over samples, of the mean over classes) or "none" (each class).
+    {overlap parameters}
     {common parameters}
 
     {returns}
 
-    Shape
-    -----
-    logits (N, C, d1, ...), or with the classes on any other axis. target: "multiclass" that shape without the class
-    axis; "multilabel" and "binary" the logits' shape, "binary" also without a class axis of length 1. The loss for
-    "none": (C,), or (N, C) with per_sample. weight: (C,).
-
-    Errors
-    ------
-    ValueError for shapes and values, TypeError for types, IndexError for the first target that is neither a class nor
-    ignore_index. Nothing has been written to out_grad then.
+    {overlap shape and errors}
 
     Notes
     -----
@@ -333,32 +286,30 @@ def jaccard_loss(
     >>> f"{loss:.4f}", grad.round(3).tolist()
     ('0.4022', [[[-0.049, 0.042, 0.101], [0.049, -0.042, -0.101]]])
     """
-    problem, weights, upstream = validate.overlap(
-        logits,
-        target,
-        mode=mode,
-        axis=axis,
-        weight=weight,
-        ignore_index=ignore_index,
-        squared=squared,
-        from_logits=from_logits,
-        per_sample=per_sample,
-        reduction=reduction,
-        return_grad=return_grad,
-        out_grad=out_grad,
-        grad_output=grad_output,
-        num_threads=num_threads,
-    )
     options = {
-        "alpha": 1.0,
-        "beta": 1.0,
-        "gamma": 1.0,
+        "mode": mode,
+        "axis": axis,
+        "weight": weight,
+        "ignore_index": ignore_index,
         "smooth": smooth,
         "eps": eps,
         "log_loss": log_loss,
+        "from_logits": from_logits,
+        "per_sample": per_sample,
+        "squared": squared,
         "absent": absent,
+        "alpha": SCORES["jaccard_loss"][0],
+        "beta": SCORES["jaccard_loss"][1],
+        "gamma": 1.0,
     }
-    return _compute(problem, weights, upstream, engine, reduction, options)
+    common = {
+        "reduction": reduction,
+        "return_grad": return_grad,
+        "out_grad": out_grad,
+        "grad_output": grad_output,
+        "num_threads": num_threads,
+    }
+    return _compute(logits, target, engine, options, common)
 
 
 @loss
@@ -412,42 +363,12 @@ def tversky_loss(
         Weight of false negatives, at least 0.
     gamma
         Power of the mean over the classes (of each class's loss for "none"), above 0.
-    axis
-        The class axis; one-dimensional logits use their only one.
-    weight
-        One factor a class; the loss is the weighted mean over the classes. [0, 1, 1, ...] leaves the background out.
-    ignore_index
-        Targets of this value count for nothing.
-    smooth
-        Added to numerator and denominator.
-    eps
-        The denominator is at least this, and with log_loss the score.
-    log_loss
-        The loss is ``-log(score)`` instead of ``1 - score``.
-    from_logits
-        Apply softmax or sigmoid; else the input holds probabilities.
-    per_sample
-        One score a sample (axis 0) and class, instead of one a class.
-    squared
-        P and Y are sums of squares.
-    absent
-        The loss of a class that no target has: "zero", or "count" for what the formula gives.
-    reduction
-        "mean" (over classes and samples), "sum" (over samples, of the mean over classes) or "none" (each class).
+    {overlap parameters}
     {common parameters}
 
     {returns}
 
-    Shape
-    -----
-    logits (N, C, d1, ...), or with the classes on any other axis. target: "multiclass" that shape without the class
-    axis; "multilabel" and "binary" the logits' shape, "binary" also without a class axis of length 1. The loss for
-    "none": (C,), or (N, C) with per_sample. weight: (C,).
-
-    Errors
-    ------
-    ValueError for shapes and values, TypeError for types, IndexError for the first target that is neither a class nor
-    ignore_index. Nothing has been written to out_grad then.
+    {overlap shape and errors}
 
     Notes
     -----
@@ -467,29 +388,27 @@ def tversky_loss(
     >>> f"{loss:.4f}", grad.round(3).tolist()
     ('0.2532', [[[-0.039, 0.033, 0.078], [0.039, -0.033, -0.078]]])
     """
-    problem, weights, upstream = validate.overlap(
-        logits,
-        target,
-        mode=mode,
-        axis=axis,
-        weight=weight,
-        ignore_index=ignore_index,
-        squared=squared,
-        from_logits=from_logits,
-        per_sample=per_sample,
-        reduction=reduction,
-        return_grad=return_grad,
-        out_grad=out_grad,
-        grad_output=grad_output,
-        num_threads=num_threads,
-    )
     options = {
-        "alpha": alpha,
-        "beta": beta,
-        "gamma": gamma,
+        "mode": mode,
+        "axis": axis,
+        "weight": weight,
+        "ignore_index": ignore_index,
         "smooth": smooth,
         "eps": eps,
         "log_loss": log_loss,
+        "from_logits": from_logits,
+        "per_sample": per_sample,
+        "squared": squared,
         "absent": absent,
+        "alpha": alpha,
+        "beta": beta,
+        "gamma": gamma,
     }
-    return _compute(problem, weights, upstream, engine, reduction, options)
+    common = {
+        "reduction": reduction,
+        "return_grad": return_grad,
+        "out_grad": out_grad,
+        "grad_output": grad_output,
+        "num_threads": num_threads,
+    }
+    return _compute(logits, target, engine, options, common)
