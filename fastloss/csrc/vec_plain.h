@@ -55,6 +55,11 @@ typedef struct {
     static INLINE P##_vec P##_div(P##_vec a, P##_vec b) { return a / b; }                                            \
     static INLINE P##_mask P##_lt(P##_vec a, P##_vec b) { return (P##_mask)(a < b); }                                \
     static INLINE P##_mask P##_eq(P##_vec a, P##_vec b) { return (P##_mask)(a == b); }                               \
+    static INLINE bool P##_any(P##_mask m) {                                                                         \
+        bool any = false;                                                                                            \
+        for (int i = 0; i < N; i++) any |= m[i] != 0;                                                                \
+        return any;                                                                                                  \
+    }                                                                                                                \
     static INLINE P##_vec P##_select(P##_mask m, P##_vec a, P##_vec b) {                                             \
         return (P##_vec)(((P##_int)a & m) | ((P##_int)b & ~m));                                                      \
     }                                                                                                                \
