@@ -199,17 +199,21 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
     const bool staged = classes * LANE_TARGETS <= STAGE;
     const bool plain = V(is_plain)(task) && (staged || V(is_native)(task));
     const bool same_factors = V(same_factors)(task);
-    const bool streamed = staged && call->grad.dtype == NATIVE && streams_softmax(task);
+    /* Lines that are streamed in parts cost more than they spare: a step of each class has to begin where a line does. */
+    const bool streamed = staged && call->grad.dtype == NATIVE && streams_softmax(task) && out_stride % 64 == 0;
+    const ptrdiff_t in_line = streamed ? (ptrdiff_t)((uintptr_t)(grads + first * out_size) & 63) / out_size : 0;
     /* What the kernels see: the stage, or the arrays themselves. */
     const int z_dtype = staged ? NATIVE : call->logits.dtype, grad_dtype = staged ? NATIVE : call->grad.dtype;
     const ptrdiff_t z_stride = staged ? LANE_TARGETS * real : in_stride;
     const ptrdiff_t grad_stride = staged ? LANE_TARGETS * real : out_stride;
-    double sum = 0;
+    double sums[4] = {0, 0, 0, 0}; /* of every fourth target: the same however the steps are cut */
     V(lane_batch) batch;
     for (ptrdiff_t i = 0; i < LANE_TARGETS; i++)
         V(target_factors)(task, 0, call->target && same_factors ? 0 : NO_INDEX, &batch.a[i], &batch.s[i], &batch.g[i]);
-    for (ptrdiff_t from = first; from < end; from += LANE_TARGETS) {
-        const ptrdiff_t n = end - from < LANE_TARGETS ? end - from : LANE_TARGETS, row = outer * call->inner + from;
+    for (ptrdiff_t from = first, n; from < end; from += n) {
+        const ptrdiff_t step = from == first ? LANE_TARGETS - in_line : LANE_TARGETS;
+        n = end - from < step ? end - from : step;
+        const ptrdiff_t row = outer * call->inner + from;
         const ptrdiff_t bytes = n * in_size;
         const char *z = logits + from * in_size;
         char *grad = grads ? grads + from * out_size : NULL;
@@ -217,8 +221,8 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
             if (c + CLASSES_AHEAD < classes) V(fetch_class)(z, c + CLASSES_AHEAD, in_stride, bytes);
             V(load_block)(z + c * in_stride, call->logits.dtype, n, 0, stage + c * LANE_TARGETS);
         }
-        for (ptrdiff_t c = 0; staged && from + LANE_TARGETS < end && c < classes && c < CLASSES_AHEAD; c++)
-            V(fetch_class)(z + LANE_TARGETS * in_size, c, in_stride, bytes);
+        for (ptrdiff_t c = 0; staged && from + n < end && c < classes && c < CLASSES_AHEAD; c++)
+            V(fetch_class)(z + n * in_size, c, in_stride, bytes);
         int64_t y[LANE_TARGETS];
         if (!V(target_classes)(task, row, n, y)) return FL_ERROR_INDEX;
         ptrdiff_t ignored = 0;
@@ -241,7 +245,7 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
                          grad ? grad_at + i * (staged ? real : out_size) : NULL, grad_stride, grad_dtype,
                          probs ? probs + from + i : NULL, call->target_probs.class_stride, &batch, i,
                          n - i < LANES ? n - i : LANES);
-        sum += V(sum_losses)(batch.loss, n);
+        for (ptrdiff_t i = 0; i < n; i++) sums[(from - first + i) % 4] += (double)batch.loss[i];
         if (losses) memcpy(losses + row, batch.loss, (size_t)n * sizeof *losses);
         ptrdiff_t counted = 0;
         for (ptrdiff_t i = 0; metrics && i < n; i++) {
@@ -260,7 +264,7 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
         }
     }
     if (streamed) vec_fence();
-    *loss = sum;
+    *loss = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     return FL_OK;
 }
 
