@@ -114,9 +114,10 @@ static INLINE V(vec) V(add_moment)(V(vec) x, V(vec) e, V(vec) sum) {
 }
 
 /* n logits without the target's, in front of which those above the limit rank. */
-static INLINE void V(metrics_part)(const REAL *z, ptrdiff_t n, V(vec) ref, V(vec) limit, ptrdiff_t fetched,
-                                   V(metric_sums) * sums) {
-    const V(vec) zero = V(set)(0), one = V(set)(1);
+static LOOP void V(metrics_part)(const REAL *z, ptrdiff_t n, V(vec) ref, V(vec) limit, ptrdiff_t fetched,
+                                 V(metric_sums) * out) {
+    V(metric_sums) all = *out, *sums = &all;
+    const V(vec) zero = V(set)(0);
     V(vec) rest = zero, moment = zero, ahead = zero;
     ptrdiff_t i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES) {
@@ -129,32 +130,33 @@ static INLINE void V(metrics_part)(const REAL *z, ptrdiff_t n, V(vec) ref, V(vec
         rest = V(add)(rest, e1);
         sums->moment = V(add_moment)(x0, e0, sums->moment);
         moment = V(add_moment)(x1, e1, moment);
-        sums->ahead = V(add)(sums->ahead, V(select)(V(lt)(limit, z0), one, zero));
-        ahead = V(add)(ahead, V(select)(V(lt)(limit, z1), one, zero));
+        sums->ahead = V(count_where)(V(lt)(limit, z0), sums->ahead);
+        ahead = V(count_where)(V(lt)(limit, z1), ahead);
     }
     for (; i < n; i += LANES) {
         const V(vec) value = n - i < LANES ? V(load_part)(z + i, n - i, -INFINITY) : V(load)(z + i);
         const V(vec) x = V(sub)(value, ref), e = V(exp_scaled)(x);
         rest = V(add)(rest, e);
         moment = V(add_moment)(x, e, moment);
-        ahead = V(add)(ahead, V(select)(V(lt)(limit, value), one, zero));
+        ahead = V(count_where)(V(lt)(limit, value), ahead);
     }
     sums->rest = V(add)(sums->rest, rest);
     sums->moment = V(add)(sums->moment, moment);
     sums->ahead = V(add)(sums->ahead, ahead);
+    *out = all;
 }
 
 /* One vector, whichever side of it the target is on: lane y, which may be outside. */
 static INLINE void V(metrics_step)(V(vec) value, V(vec) ref, ptrdiff_t y, V(vec) at, V(vec) below,
                                    V(metric_sums) * sums) {
     static const REAL numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const V(vec) zero = V(set)(0), x = V(sub)(value, ref);
+    const V(vec) x = V(sub)(value, ref);
     const V(mask) is_target = V(int_eq)(V(lane_numbers)(), V(int_set)((V(index))y));
     const V(vec) e = V(zero_where)(is_target, V(exp_scaled)(x));
     const V(vec) limit = V(select)(V(lt)(V(load)(numbers), V(set)((REAL)y)), below, at);
     sums->rest = V(add)(sums->rest, e);
     sums->moment = V(add_moment)(x, e, sums->moment);
-    sums->ahead = V(add)(sums->ahead, V(select)(V(lt)(limit, value), V(set)(1), zero));
+    sums->ahead = V(count_where)(V(lt)(limit, value), sums->ahead);
 }
 
 /* Adds n logits, of which number y is the target where there is such. Equal logits of earlier classes rank in front. */
@@ -173,13 +175,15 @@ static INLINE void V(metrics_block)(const REAL *z, ptrdiff_t n, REAL ref, ptrdif
 }
 
 /* The by-products of a vector of rows: moment is the sum of x e^x of the other classes, in units of e^m. A target of
- * probability 0 ranks behind all classes. */
+ * probability 0 ranks behind all classes, and one without a softmax nowhere: its place is NaN. */
 static INLINE void V(finish_metrics)(const V(finished) * f, V(vec) m, V(vec) z_y, V(vec) moment, V(vec) ahead,
                                      REAL *lse, REAL *entropy, REAL *place) {
     const V(vec) gap = V(sub)(z_y, m), own = V(add_moment)(gap, V(exp_scaled)(gap), V(set)(0));
-    V(store)(lse, V(add)(m, f->log_sum));
+    const V(vec) all = V(add)(m, f->log_sum);
+    V(store)(lse, all);
     V(store)(entropy, V(fnma)(V(fma)(own, V(set)(SCALE_DOWN), moment), f->inverse, f->log_sum));
-    V(store)(place, V(select)(V(lt)(z_y, V(set)(REAL_LOWEST)), V(set)(INFINITY), ahead));
+    const V(vec) last = V(select)(V(lt)(z_y, V(set)(REAL_LOWEST)), V(set)(INFINITY), ahead);
+    V(store)(place, V(add)(last, V(sub)(all, all)));
 }
 
 /* ---- Long rows: block by block against a reference, which need not be the maximum
@@ -333,23 +337,30 @@ static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i
     const V(vec) zero = V(set)(0);
     REAL block[BLOCK], lse[LANES], entropy[LANES], place[LANES];
     const REAL z_y = V(load_one)(z + y * size, dtype);
-    REAL m = -INFINITY, ref = 0;
-    double rest = 0, moment = 0, ahead = 0, sum_x = 0;
+    REAL ref = 0;
+    V(vec) top = V(set)(-INFINITY), limit = top;
+    V(acc) rests = V(acc_zero)(), moments = rests, aheads = rests, x_sums = rests;
+    double rest = 0, moment = 0, sum_x = 0; /* of what came before the reference jumped */
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
         const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
         V(vec) max;
         const REAL *p = V(working)(task, z + c * size, n, native, block, &max);
-        const REAL top = V(hmax)(max);
-        if (top > m) m = top;
+        top = V(max)(max, top);
         if (c == 0) {
-            ref = top > REAL_LOWEST ? top : REAL_LOWEST;
-        } else if (top > ref + JUMP) {
-            m = V(max_of)(task, z + c * size, classes - c, native);
-            const double shrink = exp((double)ref - m), step = (double)ref - m;
+            const REAL first = V(hmax)(max);
+            ref = first > REAL_LOWEST ? first : REAL_LOWEST;
+            limit = V(set)(ref + JUMP);
+        } else if (V(any)(V(lt)(limit, max))) {
+            const REAL next = V(max_of)(task, z + c * size, classes - c, native);
+            const double shrink = exp((double)ref - next), step = (double)ref - next;
+            rest += V(acc_sum)(rests);
+            moment += V(acc_sum)(moments);
             moment = shrink == 0 ? 0 : shrink * (moment + step * rest);
             rest *= shrink;
-            sum_x += (double)c * step;
-            ref = m;
+            sum_x += V(acc_sum)(x_sums) + (double)c * step;
+            rests = moments = x_sums = V(acc_zero)();
+            ref = next;
+            limit = V(set)(INFINITY);
         }
         V(metric_sums) sums = {zero, zero, zero};
         V(metrics_block)(p, n, ref, y - c, z_y, native ? ROW_AHEAD : 0, &sums);
@@ -357,16 +368,16 @@ static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i
         for (ptrdiff_t k = 0; smooth && k < n; k += LANES)
             x_sum =
                 V(add)(x_sum, V(sub)(n - k < LANES ? V(load_part)(p + k, n - k, ref) : V(load)(p + k), V(set)(ref)));
-        V(acc) acc[4] = {V(acc_zero)(), V(acc_zero)(), V(acc_zero)(), V(acc_zero)()};
-        V(acc_add)(&acc[0], sums.rest);
-        V(acc_add)(&acc[1], sums.moment);
-        V(acc_add)(&acc[2], sums.ahead);
-        V(acc_add)(&acc[3], x_sum);
-        rest += V(acc_sum)(acc[0]);
-        moment += V(acc_sum)(acc[1]);
-        ahead += V(acc_sum)(acc[2]);
-        sum_x += V(acc_sum)(acc[3]);
+        V(acc_add)(&rests, sums.rest);
+        V(acc_add)(&moments, sums.moment);
+        V(acc_add)(&aheads, sums.ahead);
+        if (smooth) V(acc_add)(&x_sums, x_sum);
     }
+    rest += V(acc_sum)(rests);
+    moment += V(acc_sum)(moments);
+    sum_x += V(acc_sum)(x_sums);
+    const double ahead = V(acc_sum)(aheads);
+    const REAL m = V(hmax)(top);
     const double step = (double)ref - m, unit = (ref == m ? 1 : exp(step)) * SCALE_DOWN;
     const double distance = smooth ? (double)classes * ((double)m - ref) - sum_x : 0;
     const V(finished) f = V(finish)(task, V(set)(m), V(set)(z_y), V(set)((REAL)(rest * unit)), V(set)((REAL)distance),
@@ -418,6 +429,27 @@ static INLINE void V(stream_rows)(const class_task *task, V(batch) * batch, ptrd
     V(stream_block)(batch->grad[first], rows, n * classes, (ptrdiff_t)sizeof(REAL));
 }
 
+/* The sums of n rows for their by-products. */
+static LOOP void V(metrics_rows_sums)(const REAL *const z[], ptrdiff_t n, ptrdiff_t classes, const REAL ref[],
+                                      const int64_t y[], const REAL z_y[], ptrdiff_t fetched, V(vec) rest[],
+                                      V(vec) moment[], V(vec) ahead[]) {
+    const ptrdiff_t whole = classes / LANES * LANES;
+    for (ptrdiff_t r = 0; r < n; r++) {
+        V(metric_sums) sums = {V(set)(0), V(set)(0), V(set)(0)};
+        const V(vec) from = V(set)(ref[r]), at = V(set)(z_y[r]), below = V(below)(at);
+        for (ptrdiff_t i = 0; i < whole; i += LANES) {
+            if (fetched) V(prefetch)(z[r] + i + fetched, false);
+            V(metrics_step)(V(load)(z[r] + i), from, (ptrdiff_t)y[r] - i, at, below, &sums);
+        }
+        if (whole < classes)
+            V(metrics_step)(V(load_part)(z[r] + whole, classes - whole, -INFINITY), from, (ptrdiff_t)y[r] - whole, at,
+                            below, &sums);
+        rest[r] = sums.rest;
+        moment[r] = sums.moment;
+        ahead[r] = sums.ahead;
+    }
+}
+
 static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n, bool native,
                            bool smooth, bool with_grad, bool with_metrics) {
     const ptrdiff_t classes = task->call.classes;
@@ -437,27 +469,13 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
         V(exp_rows_kept)(z, stage, n, classes, m, batch->y + first, reduced);
     else if (at_once)
         V(exp_rows_sums)(z, n, classes, m, batch->y + first, reduced);
-    for (ptrdiff_t r = 0; r < n && !at_once; r++) {
-        distances[r] = V(set)(0);
-        if (with_metrics) {
-            V(metric_sums) sums = {V(set)(0), V(set)(0), V(set)(0)};
-            const V(vec) ref = V(set)(m[r]), at = V(set)(z_y[r]), below = V(below)(at);
-            const ptrdiff_t y = (ptrdiff_t)batch->y[first + r], whole = classes / LANES * LANES;
-            for (ptrdiff_t i = 0; i < whole; i += LANES) {
-                if (native) V(prefetch)(z[r] + i + LANES * classes, false);
-                V(metrics_step)(V(load)(z[r] + i), ref, y - i, at, below, &sums);
-            }
-            if (whole < classes)
-                V(metrics_step)(V(load_part)(z[r] + whole, classes - whole, -INFINITY), ref, y - whole, at, below,
-                                &sums);
-            reduced[r] = sums.rest;
-            moments[r] = sums.moment;
-            aheads[r] = sums.ahead;
-            continue;
-        }
+    else if (with_metrics)
+        V(metrics_rows_sums)(z, n, classes, m, batch->y + first, z_y, native ? LANES * classes : 0, reduced, moments,
+                             aheads);
+    for (ptrdiff_t r = 0; r < n; r++) distances[r] = V(set)(0);
+    for (ptrdiff_t r = 0; r < n && !at_once && !with_metrics; r++)
         reduced[r] = V(exp_part)(z[r], with_grad ? stage[r] : NULL, classes, m[r], true, (ptrdiff_t)batch->y[first + r],
                                  native ? LANES * classes : 0, false, true, smooth ? &distances[r] : NULL);
-    }
     for (ptrdiff_t r = n; r < LANES; r++) distances[r] = moments[r] = aheads[r] = V(set)(0);
     const V(vec) rest = V(mul)(V(rows_sum)(reduced), V(set)(SCALE_DOWN));
     const V(vec) distance_sum = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
@@ -536,30 +554,27 @@ static INLINE void V(store_lanes)(REAL *p, V(vec) v, ptrdiff_t part) {
     part ? V(store_part)(p, v, part) : V(store)(p, v);
 }
 
-/* The maximum, and with metrics the target's logit, `width` vectors at a time. */
-static INLINE void V(lanes_max)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out,
-                                ptrdiff_t width, bool with_metrics) {
+/* The maximum, `width` vectors at a time. */
+static INLINE void V(lanes_max)(const V(lane_block) * block, V(lane_sums) * out, ptrdiff_t width) {
     const ptrdiff_t part = block->part, stride = block->z_stride, classes = block->classes;
     for (ptrdiff_t v = 0; v < block->vectors; v += width) {
-        V(vec) m[4], z_y[4];
-        V(int) y[4];
-        for (ptrdiff_t k = 0; k < width; k++) {
-            m[k] = V(set)(-INFINITY);
-            z_y[k] = V(set)(0);
-            y[k] = V(int_load)(batch->y + block->at + (v + k) * LANES);
-        }
+        V(vec) m[4];
+        for (ptrdiff_t k = 0; k < width; k++) m[k] = V(set)(-INFINITY);
         const REAL *p = block->z + v * LANES;
         for (ptrdiff_t c = 0; c < classes; c++, p += stride)
-            for (ptrdiff_t k = 0; k < width; k++) {
-                const V(vec) value = V(load_lanes)(p + k * LANES, part);
-                m[k] = V(max)(value, m[k]);
-                if (with_metrics) z_y[k] = V(select)(V(int_eq)(y[k], V(int_set)((V(index))c)), value, z_y[k]);
-            }
-        for (ptrdiff_t k = 0; k < width; k++) {
-            out->max[v + k] = m[k];
-            if (with_metrics) out->z_y[v + k] = z_y[k];
-        }
+            for (ptrdiff_t k = 0; k < width; k++) m[k] = V(max)(V(load_lanes)(p + k * LANES, part), m[k]);
+        for (ptrdiff_t k = 0; k < width; k++) out->max[v + k] = m[k];
     }
+}
+
+/* The targets' logits, for those who need them before the exponentials. Ignored ones have none: any will do. */
+static INLINE void V(lanes_target)(const V(lane_block) * block, const V(lane_batch) * batch, REAL z_y[]) {
+    const ptrdiff_t n = block->part ? block->part : block->vectors * LANES;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const ptrdiff_t y = (ptrdiff_t)batch->y[block->at + i];
+        z_y[i] = block->z[(y < 0 ? 0 : y) * block->z_stride + i];
+    }
+    for (ptrdiff_t i = n; i < block->vectors * LANES; i++) z_y[i] = 0;
 }
 
 /* The exponentials, kept in the gradient, and their sums. */
@@ -601,7 +616,7 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
                     if (with_metrics) {
                         /* Of equal logits those before the target's class rank in front. */
                         limit[k] = V(select)(is_target, at[k], limit[k]);
-                        ahead[k] = V(add)(ahead[k], V(select)(V(lt)(limit[k], value), V(set)(1), zero));
+                        ahead[k] = V(count_where)(V(lt)(limit[k], value), ahead[k]);
                         moment_sum[k] = V(add_moment)(x, V(zero_where)(is_target, e), moment_sum[k]);
                     }
                 }
@@ -647,10 +662,10 @@ static INLINE void V(lanes_scale)(const V(lane_block) * block, const V(lane_batc
 }
 
 /* The forms that most calls take, each a loop of its own. */
-static LOOP void V(lanes_max_plain)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out) {
+static LOOP void V(lanes_max_plain)(const V(lane_block) * block, V(lane_sums) * out) {
     V(lane_block) whole = *block;
     whole.part = 0;
-    V(lanes_max)(&whole, batch, out, 2, false);
+    V(lanes_max)(&whole, out, 2);
 }
 static LOOP void V(lanes_exp_kept)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out) {
     V(lane_block) whole = *block;
@@ -662,6 +677,11 @@ static LOOP void V(lanes_exp_sums)(const V(lane_block) * block, const V(lane_bat
     whole.part = 0;
     V(lanes_exp)(&whole, batch, out, 2, false, false, false);
 }
+static LOOP void V(lanes_metrics)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out) {
+    V(lane_block) whole = *block;
+    whole.part = 0;
+    V(lanes_exp)(&whole, batch, out, 2, false, false, true);
+}
 static LOOP void V(lanes_scale_plain)(const V(lane_block) * block, const V(lane_batch) * batch, const V(finished) * f) {
     V(lane_block) whole = *block;
     whole.part = 0;
@@ -672,11 +692,16 @@ static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V
                           bool with_metrics) {
     const bool pairs = block->vectors % 2 == 0 && !block->part, with_grad = block->grad != NULL;
     V(lane_sums) sums;
-    if (!pairs || with_metrics)
-        V(lanes_max)(block, batch, &sums, 1, with_metrics);
+    REAL z_y[LANE_TARGETS];
+    if (with_metrics) V(lanes_target)(block, batch, z_y);
+    if (pairs)
+        V(lanes_max_plain)(block, &sums);
     else
-        V(lanes_max_plain)(block, batch, &sums);
-    if (with_metrics)
+        V(lanes_max)(block, &sums, 1);
+    for (ptrdiff_t v = 0; with_metrics && v < block->vectors; v++) sums.z_y[v] = V(load)(z_y + v * LANES);
+    if (with_metrics && pairs && !smooth)
+        V(lanes_metrics)(block, batch, &sums);
+    else if (with_metrics)
         V(lanes_exp)(block, batch, &sums, 1, smooth, false, true);
     else if (!pairs || smooth)
         V(lanes_exp)(block, batch, &sums, 1, smooth, with_grad, false);

@@ -228,7 +228,8 @@ static INLINE double V(element_block)(const element_task *task, int loss, const 
     const V(vec) zero = V(set)(0), scale = V(set)((REAL)task->scale);
     const V(vec) rest = V(set)((REAL)task->label_scale), shift = V(set)((REAL)task->label_shift);
     const V(vec) ignore_value = V(set)((REAL)task->call.ignore_value);
-    V(element) e = {zero, zero, zero, zero, p != NULL, (REAL)task->call.alpha, (REAL)task->call.gamma, (REAL)task->call.margin};
+    V(element)
+    e = {zero, zero, zero, zero, p != NULL, (REAL)task->call.alpha, (REAL)task->call.gamma, (REAL)task->call.margin};
     V(vec) sum = zero;
     V(acc) acc = V(acc_zero)();
     /* A loop of its own: each step of an exponential waits for the one before, so what counts is how many of them the
@@ -274,10 +275,10 @@ static INLINE double V(element_block)(const element_task *task, int loss, const 
 
 /* The forms that most calls take: no weights, upstream gradients, losses of each, other labels or ignored targets. */
 #undef PLAIN_BLOCK
-#define PLAIN_BLOCK(name, loss, grad)                                                                          \
+#define PLAIN_BLOCK(name, loss, grad)                                                                              \
     static LOOP double V(name)(const element_task *task, const REAL *z, const REAL *y, REAL *slope, ptrdiff_t n) { \
-        (void)slope;                                                                                           \
-        return V(element_block)(task, loss, z, y, NULL, NULL, NULL, grad, NULL, n, false, false);              \
+        (void)slope;                                                                                               \
+        return V(element_block)(task, loss, z, y, NULL, NULL, NULL, grad, NULL, n, false, false);                  \
     }
 PLAIN_BLOCK(bce_loss_block, FL_BCE_WITH_LOGITS, NULL)
 PLAIN_BLOCK(bce_block, FL_BCE_WITH_LOGITS, slope)

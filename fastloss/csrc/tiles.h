@@ -97,13 +97,15 @@ static INLINE double V(sum_losses)(const REAL *loss, ptrdiff_t n) {
 }
 
 /* Adds n targets that count to the tile's by-products. */
-static void V(add_metrics)(const class_task *task, const REAL *lse, const REAL *entropy, const REAL *ahead, ptrdiff_t n,
+static void V(add_metrics)(const class_task *task, const REAL *entropy, const REAL *ahead, ptrdiff_t n,
                            fl_metrics *metrics) {
     metrics->counted += n;
     metrics->entropy += V(sum_losses)(entropy, n);
-    for (ptrdiff_t i = 0; i < n; i++) {
-        if (isnan(lse[i])) continue; /* no softmax: a miss */
-        for (int k = 0; k < task->call.topk_count; k++) metrics->correct[k] += ahead[i] < (REAL)task->call.topk[k];
+    for (int k = 0; k < task->call.topk_count; k++) {
+        const REAL limit = (REAL)task->call.topk[k];
+        V(index) hits = 0;
+        for (ptrdiff_t i = 0; i < n; i++) hits += ahead[i] < limit;
+        metrics->correct[k] += (ptrdiff_t)hits;
     }
 }
 
@@ -162,7 +164,7 @@ static int V(row_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end, R
         sum += V(sum_losses)(batch.loss, batch.count);
         for (ptrdiff_t k = 0; losses && k < batch.count; k++) losses[from + (ignored ? row[k] : k)] = batch.loss[k];
         for (ptrdiff_t k = 0; lse && k < batch.count; k++) lse[from + (ignored ? row[k] : k)] = batch.lse[k];
-        if (metrics) V(add_metrics)(task, batch.lse, batch.entropy, batch.ahead, batch.count, metrics);
+        if (metrics) V(add_metrics)(task, batch.entropy, batch.ahead, batch.count, metrics);
     }
     if (streamed) vec_fence();
     *loss = sum;
@@ -199,7 +201,8 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
     const bool staged = classes * LANE_TARGETS <= STAGE;
     const bool plain = V(is_plain)(task) && (staged || V(is_native)(task));
     const bool same_factors = V(same_factors)(task);
-    /* Lines that are streamed in parts cost more than they spare: a step of each class has to begin where a line does. */
+    /* Lines that are streamed in parts cost more than they spare: a step of each class has to begin where a line does.
+     */
     const bool streamed = staged && call->grad.dtype == NATIVE && streams_softmax(task) && out_stride % 64 == 0;
     const ptrdiff_t in_line = streamed ? (ptrdiff_t)((uintptr_t)(grads + first * out_size) & 63) / out_size : 0;
     /* What the kernels see: the stage, or the arrays themselves. */
@@ -251,11 +254,10 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
         for (ptrdiff_t i = 0; metrics && i < n; i++) {
             if (call->lse) ((REAL *)call->lse)[row + i] = batch.y[i] < 0 ? 0 : batch.lse[i];
             if (batch.y[i] < 0) continue;
-            batch.lse[counted] = batch.lse[i];
             batch.entropy[counted] = batch.entropy[i];
             batch.ahead[counted++] = batch.ahead[i];
         }
-        if (metrics) V(add_metrics)(task, batch.lse, batch.entropy, batch.ahead, counted, metrics);
+        if (metrics) V(add_metrics)(task, batch.entropy, batch.ahead, counted, metrics);
         for (ptrdiff_t c = 0; staged && grad && c < classes; c++) {
             if (streamed)
                 V(stream_scaled)((REAL *)(grad + c * out_stride), 0, n, true, stage + c * LANE_TARGETS, 1, 0);

@@ -38,6 +38,7 @@ static INLINE f_mask f_lt(f_vec a, f_vec b) { return _mm512_cmp_ps_mask(a, b, _C
 static INLINE f_mask f_eq(f_vec a, f_vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 static INLINE bool f_any(f_mask m) { return m != 0; }
 static INLINE f_vec f_select(f_mask m, f_vec a, f_vec b) { return _mm512_mask_blend_ps(m, b, a); }
+static INLINE f_vec f_count_where(f_mask m, f_vec n) { return _mm512_mask_add_ps(n, m, n, _mm512_set1_ps(1)); }
 static INLINE f_vec f_zero_where(f_mask m, f_vec a) { return _mm512_maskz_mov_ps((f_mask)~m, a); }
 static INLINE f_vec f_pow2(f_vec t) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t), 23)); }
 static const int32_t power_table[16] = {0x0,      -0x2553d, -0x46a3e, -0x63c2d, -0x7c810, -0x90ace, -0xa0129, -0xaa7c1,
@@ -154,6 +155,7 @@ static INLINE d_mask d_lt(d_vec a, d_vec b) { return _mm512_cmp_pd_mask(a, b, _C
 static INLINE d_mask d_eq(d_vec a, d_vec b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
 static INLINE bool d_any(d_mask m) { return m != 0; }
 static INLINE d_vec d_select(d_mask m, d_vec a, d_vec b) { return _mm512_mask_blend_pd(m, b, a); }
+static INLINE d_vec d_count_where(d_mask m, d_vec n) { return _mm512_mask_add_pd(n, m, n, _mm512_set1_pd(1)); }
 static INLINE d_vec d_zero_where(d_mask m, d_vec a) { return _mm512_maskz_mov_pd((d_mask)~m, a); }
 static INLINE d_vec d_pow2(d_vec t) { return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(t), 52)); }
 static INLINE d_int d_int_load(const d_index *p) { return _mm512_loadu_si512(p); }

@@ -64,6 +64,7 @@ typedef struct {
         return (P##_vec)(((P##_int)a & m) | ((P##_int)b & ~m));                                                      \
     }                                                                                                                \
     static INLINE P##_vec P##_zero_where(P##_mask m, P##_vec a) { return (P##_vec)((P##_int)a & ~m); }               \
+    static INLINE P##_vec P##_count_where(P##_mask m, P##_vec n) { return n + (P##_vec)((P##_int)P##_set(1) & m); }  \
     static INLINE P##_vec P##_abs(P##_vec a) { return (P##_vec)((P##_int)a & ~(P##_int)P##_set((R) - 0.0)); }        \
     static INLINE P##_vec P##_pow2(P##_vec t) { return (P##_vec)((P##_bits_vec)t << MANTISSA); }                     \
     static INLINE P##_int P##_int_load(const P##_index *p) {                                                         \
