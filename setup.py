@@ -174,6 +174,7 @@ setup(
     install_requires=["numpy>=2", "tqdm", *(NUMBA if NO_EXTENSION else [])],
     extras_require={
         "numba": NUMBA,
+        "torch": ["torch>=2.13", "ml_dtypes"],
         "test": ["pytest>=8", "mpmath", "ml_dtypes", "threadpoolctl", *NUMBA],
         "demo": ["matplotlib"],
         "bench": ["asv", "ml_dtypes", "scikit-learn", "torch", "jax", "optax", *NUMBA],

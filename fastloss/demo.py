@@ -506,18 +506,28 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--seconds", type=positive_seconds, default=60.0, help="how long to train (default: 60)")
     add("--steps", type=whole_number(1), help="train for so many steps instead: the same losses at each run")
-    add("--vocab", type=whole_number(2), default=20_000, help="words that the model knows (default: 20000)")
+    add("--torch", action="store_true", help="train a small GPT in torch instead, without and with fastloss")
+    add("--vocab", type=whole_number(2), help="words that the model knows (default: 20000; with --torch 30000)")
     add("--batch", type=whole_number(1), default=1024, help="tokens in a step (default: 1024)")
     add("--threads", type=whole_number(1), help="threads for the loss and for BLAS (default: what fastloss chooses)")
     add("--corpus", type=Path, metavar="DIR", help="folder of text files (default: Python's standard library)")
     add("--plot", type=Path, metavar="FILE", default=Path("fastloss-demo.png"), help="(default: %(default)s)")
     add("--seed", type=whole_number(0), default=0, help="of weights, batches, order of the files (default: 0)")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.vocab = options.vocab or (30_000 if options.torch else 20_000)
+    return options
 
 
 def demo(options: argparse.Namespace) -> None:
     if not options.plot.absolute().parent.is_dir():  # said now, not when the training is over
         raise DemoError(f"the folder of --plot {str(options.plot)!r} does not exist")
+    if options.torch:
+        if importlib.util.find_spec("torch") is None:
+            raise DemoError("--torch needs torch, which is not installed")
+        from fastloss.torch.demo import demo as torch_demo
+
+        torch_demo(options)
+        return
     start = time.perf_counter()
     corpus = load_corpus(options.corpus, options.vocab, options.seed)
     vocab = len(corpus.vocabulary)

@@ -79,6 +79,31 @@ def test_the_command_trains_compares_and_plots(corpus: Path, tmp_path: Path) -> 
         assert "Loss curve: fastloss-demo.png" in done.stdout
 
 
+def test_torch_trains_a_gpt_with_both_losses(corpus: Path, tmp_path: Path, peer) -> None:
+    peer("torch")
+    command = [sys.executable, "-m", "fastloss", "demo", "--torch", "--corpus", str(corpus), "--threads", "1", *SMALL]
+    done = subprocess.run([*command, "--steps", "4"], capture_output=True, text=True, cwd=tmp_path, timeout=240)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^(torch|fastloss, installed) +(\S+) ms +(?:-|\S+ MB)$", done.stdout, re.MULTILINE)
+    assert [name for name, _ in rows] == ["torch", "fastloss, installed"]
+    assert all(float(step.replace(",", "")) > 0 for _, step in rows)
+    assert "Calls of the loss: 4 by fastloss." in done.stdout
+    apart, in_all = re.search(
+        r"differ by at most (\S+) of their size in the first 4 steps, (\S+) in", done.stdout
+    ).groups()
+    assert float(apart) == float(in_all) < 1e-5
+    assert "4/4" in done.stderr  # the progress bars
+    if HAS_MATPLOTLIB:
+        assert (tmp_path / "fastloss-demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("no_comparison")
+def test_torch_that_is_missing_is_one_sentence(corpus, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    assert demo.main(["--torch", "--corpus", str(corpus), "--plot", str(tmp_path / "c.png"), *SMALL]) == 2
+    assert capsys.readouterr().err == "fastloss demo: --torch needs torch, which is not installed.\n"
+
+
 @pytest.mark.usefixtures("no_comparison")
 def test_without_matplotlib_and_tqdm_it_draws_in_the_terminal(corpus, tmp_path, capsys, uninstall) -> None:
     uninstall("matplotlib.figure")
