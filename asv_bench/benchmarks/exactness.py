@@ -1,5 +1,7 @@
-"""The largest errors of losses and of gradients against float64, in units in the last place (ULP) of the largest value in
-float32: a relative error of a tiny value, the difference of large ones, says nothing."""
+"""The largest errors of losses and of gradients against float64, in units in the last place (ULP) of the largest value.
+
+Of float32, and of the largest: the relative error of a tiny difference of large values says nothing.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,11 +31,14 @@ def working_tree(repository: Path) -> str:
     return _git(repository, "stash", "create") or commit("HEAD", repository)
 
 
-def build(revision: str, repository: Path, folder: Path) -> Path:
-    """Installs a revision's package into a folder, from a temporary worktree, and returns the folder."""
+def build(revision: str, repository: Path, builds: Path) -> Path:
+    """The folder of a revision's build among `builds`, made from a temporary worktree where it is not there yet."""
     name = commit(revision, repository)
+    folder = builds / name
+    if folder.exists():
+        return folder
     with tempfile.TemporaryDirectory(prefix="fastloss-") as temporary:
-        tree = Path(temporary, "tree")
+        tree, target = Path(temporary, "tree"), Path(temporary, "target")
         _git(repository, "worktree", "add", "--quiet", "--detach", str(tree), name)
         try:
             command = [
@@ -45,7 +49,7 @@ def build(revision: str, repository: Path, folder: Path) -> Path:
                 "--quiet",
                 "--no-deps",
                 "--target",
-                str(folder),
+                str(target),
                 str(tree),
             ]
             if importlib.util.find_spec("Cython"):  # what the build needs is here: no download
@@ -56,6 +60,8 @@ def build(revision: str, repository: Path, folder: Path) -> Path:
         if done.returncode != 0:
             print(done.stdout + done.stderr, file=sys.stderr)
             _fail(f"the build of {revision!r} failed: see above")
+        builds.mkdir(parents=True, exist_ok=True)
+        shutil.move(target, folder)  # as a whole: what is there is complete
     return folder
 
 
