@@ -23,13 +23,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path.insert(0, str(ROOT))
+import summary
+from summary import HERE, RESULTS, ROOT
 
+sys.path.insert(0, str(ROOT))
 from fastloss.bench import machine, revisions  # noqa: E402
 
-RESULTS = HERE / "results"
 HTML = HERE / "html"
 VENDOR = HERE / "vendor"
 
@@ -120,7 +119,8 @@ def publish() -> None:
     with tempfile.TemporaryDirectory(prefix="fastloss-") as temporary:
         results = Path(temporary, "results")
         shutil.copytree(RESULTS, results)
-        measured = {name for file in result_files() for name in file["results"]}
+        files = [json.loads(path.read_text()) for path in RESULTS.glob("*/*-py*.json")]
+        measured = {name for file in files for name in file["results"]}
         known = json.loads((RESULTS / "benchmarks.json").read_text())
         chosen = {name: entry for name, entry in known.items() if name in measured or name == "version"}
         write_json(results / "benchmarks.json", chosen)
@@ -130,10 +130,6 @@ def publish() -> None:
         (shutil.copytree if source.is_dir() else shutil.copy)(source, HTML / source.name)
     page = HTML / "index.html"
     page.write_text(offline(page.read_text()))
-
-
-def result_files() -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/*-py*.json"))]
 
 
 def offline(page: str) -> str:
@@ -196,7 +192,10 @@ def main() -> None:
     except revisions.RevisionError as error:
         sys.exit(f"{error}.")
     publish()
-    print(f"The site: {HTML / 'index.html'}")
+    print(f"The site: {HTML}; look at it with: {Path(sys.executable).name} -m http.server -d {HTML}")
+    if options.measure:
+        summary.write()
+        print(f"Its summary: {summary.PAGE}")
 
 
 if __name__ == "__main__":
