@@ -34,7 +34,7 @@ def working_tree(repository: Path) -> str:
 def build(revision: str, repository: Path, builds: Path) -> Path:
     """The folder of a revision's build among `builds`, made from a temporary worktree where it is not there yet."""
     name = commit(revision, repository)
-    folder = builds / name
+    folder = builds / _git(repository, "rev-parse", f"{name}^{{tree}}")  # equal files are built once
     if folder.exists():
         return folder
     with tempfile.TemporaryDirectory(prefix="fastloss-") as temporary:

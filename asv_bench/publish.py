@@ -1,8 +1,8 @@
 """Measures revisions with asv, and builds the site of all results in one command.
 
-    python asv_bench/site.py                              # the site alone, from the results in the repository
-    python asv_bench/site.py --measure HEAD --quick       # under 5 minutes
-    python asv_bench/site.py --measure v0.1.0 HEAD        # the whole suite: about half an hour each
+    python asv_bench/publish.py                              # the site alone, from the results in the repository
+    python asv_bench/publish.py --measure HEAD --quick       # under 5 minutes
+    python asv_bench/publish.py --measure v0.1.0 HEAD        # the whole suite: about half an hour each
 
 A revision is built in a temporary worktree and measured in the Python that runs this, by this checkout's benchmarks.
 Its results go to asv_bench/results, the site to asv_bench/html/index.html, and a summary to docs/performance.md.
@@ -72,7 +72,8 @@ def merge(path: Path, folder: Path) -> None:
     new = json.loads(path.read_text())
     columns = new["result_columns"]
     new["python"] = ".".join(map(str, sys.version_info[:2]))
-    new["env_name"] = f"py{new['python']}"  # instead of where Python lies on this machine
+    new["params"]["python"] = new["python"]  # instead of where it lies on this machine
+    new["env_name"] = f"py{new['python']}"
     new["result_columns"] = list(KEPT)
     new["results"] = {
         name: [rounded(dict(zip(columns, values, strict=False)).get(column)) for column in KEPT]
@@ -114,7 +115,7 @@ def machine_facts(name: str) -> dict[str, str]:
 # ---- the site
 
 
-def publish() -> None:
+def publish(html: Path = HTML) -> None:
     """asv's site of what has results, made to work without the network and on a phone."""
     with tempfile.TemporaryDirectory(prefix="fastloss-") as temporary:
         results = Path(temporary, "results")
@@ -124,11 +125,11 @@ def publish() -> None:
         known = json.loads((RESULTS / "benchmarks.json").read_text())
         chosen = {name: entry for name, entry in known.items() if name in measured or name == "version"}
         write_json(results / "benchmarks.json", chosen)
-        write_json(Path(temporary, "asv.conf.json"), {**settings(), "results_dir": str(results)})
+        write_json(Path(temporary, "asv.conf.json"), {**settings(), "results_dir": str(results), "html_dir": str(html)})
         asv("publish", Path(temporary, "asv.conf.json"), "--no-pull")
     for source in (VENDOR, HERE / "site.css", HERE / "site.js"):
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, HTML / source.name)
-    page = HTML / "index.html"
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, html / source.name)
+    page = html / "index.html"
     page.write_text(offline(page.read_text()))
 
 
