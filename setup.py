@@ -176,6 +176,6 @@ setup(
         "numba": NUMBA,
         "test": ["pytest>=8", "mpmath", "ml_dtypes", "threadpoolctl", *NUMBA],
         "demo": ["matplotlib"],
-        "bench": ["asv", "ml_dtypes", "scikit-learn", "torch", "jax", "optax", *NUMBA],
+        "bench": ["asv", "selenium", "ml_dtypes", "scikit-learn", "torch", "jax", "optax", "matplotlib", *NUMBA],
     },
 )

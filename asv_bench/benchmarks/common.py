@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fastloss.bench import calls
-from fastloss.catalogue import LOSSES
+from fastloss.bench import calls, cases
+from fastloss.catalogue import DOMAINS, LOSSES
 from fastloss.threads import available_cpus
 
 THREADS = [1, 2]
@@ -24,9 +24,20 @@ def need_threads(threads: int) -> None:
         raise calls.Missing(f"{threads} threads need as many CPUs")
 
 
+def need_loss(loss: str) -> None:
+    """Benchmarks are of all losses of this checkout, so that every revision has the same; it may not have the loss."""
+    if loss not in LOSSES:
+        raise calls.Missing(f"this fastloss has no {loss}")
+
+
+def make_batch(case: cases.Case) -> cases.Batch:
+    need_loss(case.loss)
+    return cases.make(case)
+
+
 def each_loss(make, namespace: dict) -> None:
     """Adds make(loss), a class, for each loss to a module's namespace: CrossEntropy for cross_entropy."""
-    for loss in LOSSES:
+    for loss in DOMAINS:
         made = make(loss)
         made.__name__ = made.__qualname__ = "".join(part.capitalize() for part in loss.split("_"))
         made.__module__ = namespace["__name__"]

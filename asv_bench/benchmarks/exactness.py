@@ -10,15 +10,15 @@ import numpy as np
 from fastloss.bench import cases
 from fastloss.catalogue import DOMAINS, LOSSES
 
-from .common import Benchmark
+from .common import Benchmark, make_batch
 
 
 class Exactness(Benchmark):
-    params = list(LOSSES)
+    params = list(DOMAINS)
     param_names = ("loss",)
 
     def setup(self, loss):
-        batch = cases.make(cases.Case(loss, "4 x 16 x 32 x 32" if DOMAINS[loss].regions else "512 x 200"))
+        batch = make_batch(cases.Case(loss, "4 x 16 x 32 x 32" if DOMAINS[loss].regions else "512 x 200"))
         batch.repeats = 1
         batch.__dict__.pop("expected", None)
         reduction = "none" if not DOMAINS[loss].regions else "mean"

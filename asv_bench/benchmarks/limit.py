@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from fastloss.bench import calls, cases, timing
 
-from .common import THREADS, Benchmark, each_loss, need_threads
+from .common import THREADS, Benchmark, each_loss, make_batch, need_threads
 
 
 def make(loss):
@@ -15,7 +15,7 @@ def make(loss):
 
         def setup(self, shape, threads):
             need_threads(threads)
-            batch = cases.make(cases.Case(loss, shape))
+            batch = make_batch(cases.Case(loss, shape))
             self.calls = {"fastloss": calls.fused(batch, threads), "copy": calls.copy(batch, threads)}
 
         def track_copies(self, *_):

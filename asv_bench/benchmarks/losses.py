@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastloss.bench import calls, cases
 
-from .common import THREADS, Benchmark, each_loss, need_threads
+from .common import THREADS, Benchmark, each_loss, make_batch, need_threads
 
 
 def make(loss):
@@ -14,7 +14,7 @@ def make(loss):
 
         def setup(self, shape, threads):
             need_threads(threads)
-            batch = cases.make(cases.Case(loss, shape))
+            batch = make_batch(cases.Case(loss, shape))
             self.loss_only = calls.loss_only(batch, threads)
             self.fused = calls.fused(batch, threads)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastloss.bench import calls, cases
 from fastloss.engines import engines
 
-from .common import THREADS, Benchmark, need_threads
+from .common import THREADS, Benchmark, make_batch, need_threads
 
 SHAPES = ["4096 x 1000", "1024 x 32000"]
 
@@ -17,7 +17,7 @@ class _Fused(Benchmark):
             calls.need("ml_dtypes")
         if case.engine not in (None, *engines()):
             raise calls.Missing(f"there is no {case.engine} engine")
-        self.fused = calls.fused(cases.make(case), threads)
+        self.fused = calls.fused(make_batch(case), threads)
 
 
 class CrossEntropyDtypes(_Fused):

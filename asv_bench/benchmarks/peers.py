@@ -1,20 +1,24 @@
-"""How many times longer others take for loss and gradient. Both take turns in one process."""
+"""How many times longer others take for loss and gradient, on one thread. Both take turns in one process."""
 
 from __future__ import annotations
 
-from fastloss.bench import calls, cases, timing
+import os
 
-from .common import Benchmark, each_loss
+from fastloss.bench import calls, cases, processes, timing
+
+from .common import Benchmark, each_loss, make_batch
 
 
 def make(loss):
     class Speedup(Benchmark):
-        # One thread: others take as many as there are CPUs in a process, where this process cannot tell them.
         params = (list(calls.PEERS), list(cases.shapes(loss)))
         param_names = ("peer", "shape")
 
         def setup(self, peer, shape):
-            batch = cases.make(cases.Case(loss, shape))
+            # Before they are imported, because some take as many threads as there are CPUs.
+            os.environ.update(processes.variables(1))
+            processes.take_cpus(1)
+            batch = make_batch(cases.Case(loss, shape))
             self.calls = {"peer": calls.PEERS[peer](batch, 1), "fastloss": calls.fused(batch, 1)}
 
         def track_speedup(self, *_):

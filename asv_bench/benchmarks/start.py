@@ -11,18 +11,18 @@ from pathlib import Path
 
 import fastloss
 from fastloss.bench import calls, cases
-from fastloss.catalogue import DOMAINS, LOSSES
+from fastloss.catalogue import DOMAINS
 from fastloss.engines import engines
 
-from .common import Benchmark
+from .common import Benchmark, make_batch
 
 
 class Call(Benchmark):
-    params = list(LOSSES)
+    params = list(DOMAINS)
     param_names = ("loss",)
 
     def setup(self, loss):
-        self.fused = calls.fused(cases.make(cases.Case(loss, "1 x 2 x 1 x 1" if DOMAINS[loss].regions else "1 x 2")), 1)
+        self.fused = calls.fused(make_batch(cases.Case(loss, "1 x 2 x 1 x 1" if DOMAINS[loss].regions else "1 x 2")), 1)
 
     def time_call(self, _):
         self.fused()

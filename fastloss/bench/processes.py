@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import fastloss as fl
 from fastloss.bench import calls, cases, revisions, timing
 from fastloss.threads import available_cpus
 
@@ -20,22 +21,35 @@ class WorkerFailed(Exception):
     """A measuring process ended early; its complaint has gone to standard error."""
 
 
-def run(command: Sequence[str | Path], threads: int, isa: str | None = None, **given: Any) -> Iterator[str]:
+def run(
+    command: Sequence[str | Path],
+    threads: int,
+    isa: str | None = None,
+    folder: str | None = None,
+    path: Sequence[str | Path] = (),
+) -> Iterator[str]:
     """The lines that a Python program prints, as they come: `command` without the interpreter.
 
-    The program has to call take_cpus() before it imports what starts threads.
+    It starts in a folder, and imports from those of `path` first. It has to call take_cpus() before it imports what
+    starts threads.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, **variables(threads)}
     if isa:
         environment["FASTLOSS_ISA"] = isa
-    if threads == 1:
-        environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+    if path:
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
     words = [sys.executable, *map(str, command)]
-    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True, **given) as process:
+    with subprocess.Popen(words, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield from process.stdout
     if process.returncode != 0:
         raise WorkerFailed(f"the process for {threads} thread{'s' * (threads > 1)} failed: see above")
+
+
+def variables(threads: int) -> dict[str, str]:
+    """The environment variables that keep libraries to a number of threads."""
+    eigen = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"} if threads == 1 else {}
+    return {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu", **eigen}
 
 
 def take_cpus(threads: int) -> None:
@@ -48,13 +62,17 @@ def take_cpus(threads: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one process measures. base is the folder of another build of fastloss, to be compared with this one."""
+    """What one process measures: the fastloss that is imported here, or the build in the folder `build`.
+
+    base is the folder of another build, to be compared with it.
+    """
 
     threads: int
     cases: tuple[cases.Case, ...]
     seconds: float  # for all of them
     rounds: int | None = None  # or so many for each
     peers: tuple[str, ...] = ()
+    build: str | None = None
     base: str | None = None
 
 
@@ -63,10 +81,20 @@ Result = dict[
 ]  # of a case: its fields, threads, seconds of each call, what other programs took, what is missing
 
 
-def measure(plan: Plan, report: Callable[[cases.Case], None] = lambda case: None) -> Iterator[Result]:
-    """The result of each case, as it comes. `report` is told of each case before it is measured."""
-    command = ["-m", "fastloss.bench.processes", json.dumps(dataclasses.asdict(plan))]
-    for line in run(command, plan.threads):
+def measure(
+    plan: Plan,
+    report: Callable[[cases.Case], None] = lambda case: None,
+    program: Sequence[str] = ("-m", "fastloss.bench.processes"),
+    path: Sequence[str | Path] = (),
+) -> Iterator[Result]:
+    """The result of each case, as it comes. `report` is told of each case before it is measured.
+
+    `program`, which imports from the folders of `path` as well, has to call main() with its argument.
+    """
+    command = [*program, json.dumps(dataclasses.asdict(plan))]
+    # Python imports from where it starts, or, told not to, from PYTHONPATH.
+    path = [plan.build, *path] if plan.build else path
+    for line in run(command, plan.threads, folder=plan.build, path=path):
         kind, value = json.loads(line)
         if kind == "case":
             report(cases.Case(**value))
@@ -78,6 +106,8 @@ def main(plan_text: str) -> None:
     """The measuring process: prints ["case", ...], then ["result", ...] for each case."""
     given = json.loads(plan_text)
     plan = Plan(**{**given, "cases": tuple(cases.Case(**case) for case in given["cases"])})
+    if plan.build and Path(fl.__file__).resolve().parents[1] != Path(plan.build).resolve():
+        sys.exit(f"fastloss was imported from {fl.__file__}, and is to be measured in {plan.build}")
     take_cpus(plan.threads)
     engines = {case.engine or "cython" for case in plan.cases}
     base = revisions.load(Path(plan.base), engines) if plan.base else None
