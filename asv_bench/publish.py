@@ -11,6 +11,7 @@ Its results go to asv_bench/results, the site to asv_bench/html/index.html, and 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -127,11 +128,7 @@ def publish(html: Path = HTML) -> None:
     with tempfile.TemporaryDirectory(prefix="fastloss-") as temporary:
         results = Path(temporary, "results")
         shutil.copytree(RESULTS, results)
-        files = [json.loads(path.read_text()) for path in RESULTS.glob("*/*-py*.json")]
-        measured = {name for file in files for name in file["results"]}
-        known = json.loads((RESULTS / "benchmarks.json").read_text())
-        chosen = {name: entry for name, entry in known.items() if name in measured or name == "version"}
-        write_json(results / "benchmarks.json", chosen)
+        write_json(results / "benchmarks.json", with_results(json.loads((RESULTS / "benchmarks.json").read_text())))
         write_json(Path(temporary, "asv.conf.json"), {**settings(), "results_dir": str(results), "html_dir": str(html)})
         if not asv("publish", Path(temporary, "asv.conf.json"), "--no-pull"):
             sys.exit("asv publish failed: see above")
@@ -139,6 +136,24 @@ def publish(html: Path = HTML) -> None:
         (shutil.copytree if source.is_dir() else shutil.copy)(source, html / source.name)
     page = html / "index.html"
     page.write_text(offline(page.read_text()))
+
+
+def with_results(benchmarks: dict[str, Any]) -> dict[str, Any]:
+    """The benchmarks, and of each the parameters, that have results: asv would draw empty graphs of the others."""
+    measured: dict[str, list[set[str]]] = {}
+    for path in RESULTS.glob("*/*-py*.json"):
+        for name, (values, parameters, _) in json.loads(path.read_text())["results"].items():
+            combinations = zip(itertools.product(*parameters), values or [], strict=False)
+            found = [combination for combination, value in combinations if value is not None]
+            if found:
+                axes = measured.setdefault(name, [set() for _ in parameters])
+                for axis, seen in zip(axes, zip(*found, strict=True), strict=True):
+                    axis.update(seen)
+    chosen = {"version": benchmarks["version"]}
+    for name in sorted(measured.keys() & benchmarks.keys()):
+        axes = zip(benchmarks[name]["params"], measured[name], strict=True)
+        chosen[name] = {**benchmarks[name], "params": [[text for text in axis if text in seen] for axis, seen in axes]}
+    return chosen
 
 
 def offline(page: str) -> str:
