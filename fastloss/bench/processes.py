@@ -47,9 +47,9 @@ def run(
 
 
 def variables(threads: int) -> dict[str, str]:
-    """The environment variables that keep libraries to a number of threads."""
+    """The environment variables that keep libraries to a number of threads, and XLA to itself."""
     eigen = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"} if threads == 1 else {}
-    return {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu", **eigen}
+    return {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", **eigen}
 
 
 def take_cpus(threads: int) -> None:
