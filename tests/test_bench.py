@@ -217,6 +217,16 @@ def test_a_wrong_result_is_refused(loss):
             batch.verify(batch.expected[0], wrong)
 
 
+def test_calls_of_a_wrong_loss_are_refused():
+    batch = cases.make(cases.Case("cross_entropy", "64 x 10"))
+
+    def wrong(*args, **options):
+        return fl.cross_entropy(*args, **{**options, "label_smoothing": 0.01})
+
+    with pytest.raises(AssertionError, match="the loss is off by"):
+        calls.fused(batch, 1, wrong)
+
+
 def test_large_batches_are_checked_by_their_first_and_last_block():
     batch = cases.make(cases.Case("cross_entropy", "6400 x 100"))
     assert batch.repeats == 16
