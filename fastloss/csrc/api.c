@@ -1,6 +1,5 @@
 /* The exported functions: a call is checked and completed here, and handed to the kernels tile by tile. */
 #include <math.h>
-#include <stdbool.h>
 #include <string.h>
 
 #include "kernels.h"

@@ -38,7 +38,7 @@ static INLINE V(int) V(lane_numbers)(void) {
     return V(int_load)(numbers);
 }
 
-/* One vector of V(exp_block): at most LANES elements, in full vectors all of them. */
+/* One vector of V(exp_part): at most LANES elements, in full vectors all of them. */
 static INLINE V(vec) V(exp_step)(V(vec) x, REAL *e, ptrdiff_t n, bool has_target, ptrdiff_t y) {
     const V(vec) value = V(exp_scaled)(x);
     if (e) n == LANES ? V(store)(e, value) : V(store_part)(e, value, n);
@@ -47,9 +47,10 @@ static INLINE V(vec) V(exp_step)(V(vec) x, REAL *e, ptrdiff_t n, bool has_target
 
 /* Scaled exponentials of z - ref, kept in e unless that is NULL. Returns their sums per lane, with has_target without
  * that of element y; with sum_x, the sum of z - ref is added to it. What lies `ahead` elements further is fetched
- * meanwhile, of e only where it is memory to come: the processors' own prefetchers keep up with neither. */
-static INLINE V(vec) V(exp_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, bool has_target, ptrdiff_t y,
-                                  ptrdiff_t ahead, bool fetch_e, V(vec) * sum_x) {
+ * meanwhile, of e only where it is memory to come: the processors' own prefetchers keep up with neither. Padded: e has
+ * room for whole vectors. */
+static INLINE V(vec) V(exp_part)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, bool has_target, ptrdiff_t y,
+                                 ptrdiff_t ahead, bool fetch_e, bool padded, V(vec) * sum_x) {
     const V(vec) r = V(set)(ref);
     V(vec) sum0 = V(set)(0), sum1 = sum0, xs = sum0;
     ptrdiff_t i = 0;
@@ -75,26 +76,44 @@ static INLINE V(vec) V(exp_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref,
     if (i < n) {
         const V(vec) x = V(sub)(V(load_part)(z + i, n - i, -INFINITY), r);
         if (sum_x) xs = V(add)(xs, V(sub)(V(load_part)(z + i, n - i, ref), r)); /* before e replaces z */
-        sum1 = V(add)(sum1, V(exp_step)(x, e ? e + i : NULL, n - i, has_target, y - i));
+        sum1 = V(add)(sum1, V(exp_step)(x, e ? e + i : NULL, padded ? LANES : n - i, has_target, y - i));
     }
     if (sum_x) *sum_x = V(add)(*sum_x, xs);
     return V(add)(sum0, sum1);
 }
 
-/* e = e * factor - shift. What lies at `next`, where the work goes on, is fetched meanwhile; NULL: nothing. */
-static INLINE void V(scale_block)(REAL *e, ptrdiff_t n, REAL factor, REAL shift, const REAL *next) {
+/* The forms of V(exp_part) for blocks: without and with exponentials kept, and the one for all else. */
+static LOOP V(vec) V(exp_sums)(const REAL *z, ptrdiff_t n, REAL ref, ptrdiff_t ahead) {
+    return V(exp_part)(z, NULL, n, ref, false, 0, ahead, false, false, NULL);
+}
+static LOOP V(vec) V(exp_kept)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t ahead) {
+    return V(exp_part)(z, e, n, ref, false, 0, ahead, false, false, NULL);
+}
+static LOOP V(vec) V(exp_kept_and_fetched)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t ahead) {
+    return V(exp_part)(z, e, n, ref, false, 0, ahead, true, false, NULL);
+}
+static LOOP V(vec) V(exp_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t y, ptrdiff_t ahead,
+                                bool fetch_e, V(vec) * sum_x) {
+    return V(exp_part)(z, e, n, ref, true, y, ahead, fetch_e, false, sum_x);
+}
+
+/* e = e * factor - shift. */
+static INLINE void V(scale_block)(REAL *e, ptrdiff_t n, REAL factor, REAL shift) {
     const V(vec) f = V(set)(factor), minus = V(set)(-shift);
     ptrdiff_t i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        if (next) {
-            __builtin_prefetch(next + i, 0, 2);
-            if (VEC_BYTES >= 64) __builtin_prefetch(next + i + LANES, 0, 2);
-        }
         V(store)(e + i, V(fma)(V(load)(e + i), f, minus));
         V(store)(e + i + LANES, V(fma)(V(load)(e + i + LANES), f, minus));
     }
     for (; i + LANES <= n; i += LANES) V(store)(e + i, V(fma)(V(load)(e + i), f, minus));
     if (i < n) V(store_part)(e + i, V(fma)(V(load_part)(e + i, n - i, 0), f, minus), n - i);
+}
+
+/* p = block * factor - shift; at least a vector of them. */
+static INLINE void V(scale_to)(REAL *p, const REAL *block, ptrdiff_t n, REAL factor, REAL shift) {
+    const V(vec) f = V(set)(factor), minus = V(set)(-shift);
+    for (ptrdiff_t i = 0; i + LANES <= n; i += LANES) V(store)(p + i, V(fma)(V(load)(block + i), f, minus));
+    V(store)(p + n - LANES, V(fma)(V(load)(block + n - LANES), f, minus));
 }
 
 /* p = block * factor - shift, written past the caches: for what will not stay in them, it spares the reading of the

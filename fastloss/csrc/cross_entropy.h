@@ -114,9 +114,10 @@ static INLINE V(vec) V(add_moment)(V(vec) x, V(vec) e, V(vec) sum) {
 }
 
 /* n logits without the target's, in front of which those above the limit rank. */
-static INLINE void V(metrics_part)(const REAL *z, ptrdiff_t n, V(vec) ref, V(vec) limit, ptrdiff_t fetched,
-                                   V(metric_sums) * sums) {
-    const V(vec) zero = V(set)(0), one = V(set)(1);
+static LOOP void V(metrics_part)(const REAL *z, ptrdiff_t n, V(vec) ref, V(vec) limit, ptrdiff_t fetched,
+                                 V(metric_sums) * out) {
+    V(metric_sums) all = *out, *sums = &all;
+    const V(vec) zero = V(set)(0);
     V(vec) rest = zero, moment = zero, ahead = zero;
     ptrdiff_t i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES) {
@@ -129,32 +130,33 @@ static INLINE void V(metrics_part)(const REAL *z, ptrdiff_t n, V(vec) ref, V(vec
         rest = V(add)(rest, e1);
         sums->moment = V(add_moment)(x0, e0, sums->moment);
         moment = V(add_moment)(x1, e1, moment);
-        sums->ahead = V(add)(sums->ahead, V(select)(V(lt)(limit, z0), one, zero));
-        ahead = V(add)(ahead, V(select)(V(lt)(limit, z1), one, zero));
+        sums->ahead = V(count_where)(V(lt)(limit, z0), sums->ahead);
+        ahead = V(count_where)(V(lt)(limit, z1), ahead);
     }
     for (; i < n; i += LANES) {
         const V(vec) value = n - i < LANES ? V(load_part)(z + i, n - i, -INFINITY) : V(load)(z + i);
         const V(vec) x = V(sub)(value, ref), e = V(exp_scaled)(x);
         rest = V(add)(rest, e);
         moment = V(add_moment)(x, e, moment);
-        ahead = V(add)(ahead, V(select)(V(lt)(limit, value), one, zero));
+        ahead = V(count_where)(V(lt)(limit, value), ahead);
     }
     sums->rest = V(add)(sums->rest, rest);
     sums->moment = V(add)(sums->moment, moment);
     sums->ahead = V(add)(sums->ahead, ahead);
+    *out = all;
 }
 
 /* One vector, whichever side of it the target is on: lane y, which may be outside. */
 static INLINE void V(metrics_step)(V(vec) value, V(vec) ref, ptrdiff_t y, V(vec) at, V(vec) below,
                                    V(metric_sums) * sums) {
     static const REAL numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const V(vec) zero = V(set)(0), x = V(sub)(value, ref);
+    const V(vec) x = V(sub)(value, ref);
     const V(mask) is_target = V(int_eq)(V(lane_numbers)(), V(int_set)((V(index))y));
     const V(vec) e = V(zero_where)(is_target, V(exp_scaled)(x));
     const V(vec) limit = V(select)(V(lt)(V(load)(numbers), V(set)((REAL)y)), below, at);
     sums->rest = V(add)(sums->rest, e);
     sums->moment = V(add_moment)(x, e, sums->moment);
-    sums->ahead = V(add)(sums->ahead, V(select)(V(lt)(limit, value), V(set)(1), zero));
+    sums->ahead = V(count_where)(V(lt)(limit, value), sums->ahead);
 }
 
 /* Adds n logits, of which number y is the target where there is such. Equal logits of earlier classes rank in front. */
@@ -173,13 +175,15 @@ static INLINE void V(metrics_block)(const REAL *z, ptrdiff_t n, REAL ref, ptrdif
 }
 
 /* The by-products of a vector of rows: moment is the sum of x e^x of the other classes, in units of e^m. A target of
- * probability 0 ranks behind all classes. */
+ * probability 0 ranks behind all classes, and one without a softmax nowhere: its place is NaN. */
 static INLINE void V(finish_metrics)(const V(finished) * f, V(vec) m, V(vec) z_y, V(vec) moment, V(vec) ahead,
                                      REAL *lse, REAL *entropy, REAL *place) {
     const V(vec) gap = V(sub)(z_y, m), own = V(add_moment)(gap, V(exp_scaled)(gap), V(set)(0));
-    V(store)(lse, V(add)(m, f->log_sum));
+    const V(vec) all = V(add)(m, f->log_sum);
+    V(store)(lse, all);
     V(store)(entropy, V(fnma)(V(fma)(own, V(set)(SCALE_DOWN), moment), f->inverse, f->log_sum));
-    V(store)(place, V(select)(V(lt)(z_y, V(set)(REAL_LOWEST)), V(set)(INFINITY), ahead));
+    const V(vec) last = V(select)(V(lt)(z_y, V(set)(REAL_LOWEST)), V(set)(INFINITY), ahead);
+    V(store)(place, V(add)(last, V(sub)(all, all)));
 }
 
 /* ---- Long rows: block by block against a reference, which need not be the maximum
@@ -191,11 +195,8 @@ static INLINE void V(finish_metrics)(const V(finished) * f, V(vec) m, V(vec) z_y
 #undef JUMP
 #define JUMP 16
 #undef ROW_AHEAD
-#undef FETCHED_ROW
-/* How far ahead of the exponentials to fetch, and how much of the next row while this one's gradient is scaled, in
- * elements: from measurements; half as much lets memory idle, and more of the next row drives out this one. */
+/* How far ahead of the exponentials to fetch, in elements: from measurements; half as much lets memory idle. */
 #define ROW_AHEAD (4096 / (ptrdiff_t)sizeof(REAL))
-#define FETCHED_ROW (262144 / (ptrdiff_t)sizeof(REAL))
 
 /* n logits from z on as the working type: where they lie, or in `block`; and the maximum of each lane. */
 static INLINE const REAL *V(working)(const class_task *task, const void *z, ptrdiff_t n, bool native, REAL *block,
@@ -217,22 +218,28 @@ static INLINE REAL V(max_of)(const class_task *task, const char *z, ptrdiff_t n,
     return V(hmax)(max);
 }
 
-/* A row whose exponentials are in scratch and whose gradient is still to be streamed. That happens while the next
- * row's exponentials are made: memory takes the one while it gives the other. */
+/* A row whose exponentials are made and whose gradient is still to be scaled. That happens while the next row's
+ * exponentials are made: its steps do not wait for this row's sums, and where the gradient is streamed, memory takes
+ * the one while it gives the other. */
 typedef struct {
-    char *grad; /* NULL: there is none */
-    const REAL *e;
+    char *grad;    /* NULL: there is none */
+    const REAL *e; /* in scratch, or the gradient itself */
     REAL factor, shift, target_grad;
     ptrdiff_t y, done;
 } V(pending);
 
-static INLINE void V(stream_pending)(const class_task *task, V(pending) * row, ptrdiff_t end, bool native) {
+static INLINE void V(scale_pending)(const class_task *task, V(pending) * row, ptrdiff_t end, bool native,
+                                    bool streams) {
     if (!row->grad) return;
     const ptrdiff_t classes = task->call.classes;
     const int dtype = task->call.grad.dtype;
-    if (native)
+    if (native && streams) {
         row->done =
             V(stream_scaled)((REAL *)row->grad, row->done, end, end == classes, row->e, row->factor, row->shift);
+    } else if (native) {
+        V(scale_block)((REAL *)row->grad + row->done, end - row->done, row->factor, row->shift);
+        row->done = end;
+    }
     while (!native && row->done < end) {
         REAL block[BLOCK];
         const ptrdiff_t n = end - row->done < BLOCK ? end - row->done : BLOCK;
@@ -240,23 +247,30 @@ static INLINE void V(stream_pending)(const class_task *task, V(pending) * row, p
         V(stream_block)(row->grad + row->done * dtype_size(dtype), block, n, dtype_size(dtype));
         row->done += n;
     }
-    if (end == classes) V(store_one)(row->grad + row->y * dtype_size(dtype), dtype, row->target_grad);
+    if (end < classes) return;
+    if (native)
+        ((REAL *)row->grad)[row->y] = row->target_grad;
+    else
+        V(store_one)(row->grad + row->y * dtype_size(dtype), dtype, row->target_grad);
 }
 
-/* pending: NULL where the gradient is not streamed. */
+/* pending: NULL where the gradient is scaled at once. */
 static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i, V(pending) * pending, bool native,
                           bool smooth, bool with_grad) {
     const ptrdiff_t classes = task->call.classes, y = (ptrdiff_t)batch->y[i];
     const ptrdiff_t in_size = native ? (ptrdiff_t)sizeof(REAL) : dtype_size(task->call.logits.dtype);
     const ptrdiff_t out_size = native ? (ptrdiff_t)sizeof(REAL) : dtype_size(task->call.grad.dtype);
+    const bool streams = batch->streams;
     const char *z = batch->z[i];
     char *grad = batch->grad[i];
     REAL *kept = with_grad ? (REAL *)grad : NULL; /* the exponentials */
-    if (with_grad && (!native || pending)) kept = batch->scratch + (pending ? i % 2 * scratch_row(classes) : 0);
+    if (with_grad && (!native || streams)) kept = batch->scratch + (streams ? i % 2 * scratch_row(classes) : 0);
     REAL z_block[BLOCK];
     const REAL z_y = native ? ((const REAL *)z)[y] : V(load_one)(z + y * in_size, task->call.logits.dtype);
-    REAL m = -INFINITY, ref = 0;
-    double rest = 0, sum_x = 0;
+    REAL ref = 0;
+    V(vec) top = V(set)(-INFINITY), limit = top;
+    V(acc) rests = V(acc_zero)(), x_sums = rests;
+    double rest = 0, sum_x = 0; /* of what came before the reference jumped */
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
         const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
         if (!native)
@@ -264,35 +278,38 @@ static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i,
                 __builtin_prefetch(z + (c + ROW_AHEAD) * in_size + line);
         V(vec) max;
         const REAL *z_c = V(working)(task, z + c * in_size, n, native, z_block, &max);
-        const REAL top = V(hmax)(max);
-        if (top > m) m = top;
+        top = V(max)(max, top);
         if (c == 0) {
-            ref = top > REAL_LOWEST ? top : REAL_LOWEST;
-        } else if (top > ref + JUMP) {
-            m = V(max_of)(task, z + c * in_size, classes - c, native);
-            const double shrink = exp((double)ref - m);
-            rest *= shrink;
-            sum_x += (double)c * ((double)ref - m);
-            if (kept) V(scale_block)(kept, c, (REAL)shrink, 0, NULL);
-            ref = m;
+            const REAL first = V(hmax)(max);
+            ref = first > REAL_LOWEST ? first : REAL_LOWEST;
+            limit = V(set)(ref + JUMP);
+        } else if (V(any)(V(lt)(limit, max))) {
+            const REAL next = V(max_of)(task, z + c * in_size, classes - c, native);
+            const double shrink = exp((double)ref - next);
+            rest = (rest + V(acc_sum)(rests)) * shrink;
+            sum_x += V(acc_sum)(x_sums) + (double)c * ((double)ref - next);
+            rests = x_sums = V(acc_zero)();
+            if (kept) V(scale_block)(kept, c, (REAL)shrink, 0);
+            ref = next;
+            limit = V(set)(INFINITY);
         }
         REAL *e = kept ? kept + c : NULL;
         V(vec) sum, x_sum = V(set)(0);
-#define EXP_BLOCK(has_target)                                                                                \
-    V(exp_block)(z_c, e, n, ref, has_target, y - c, native ? ROW_AHEAD : 0, native && with_grad && !pending, \
-                 smooth ? &x_sum : NULL)
-        sum = y >= c && y < c + n ? EXP_BLOCK(true) : EXP_BLOCK(false);
-#undef EXP_BLOCK
-        V(acc) acc = V(acc_zero)();
-        V(acc_add)(&acc, sum);
-        rest += V(acc_sum)(acc);
-        if (smooth) {
-            acc = V(acc_zero)();
-            V(acc_add)(&acc, x_sum);
-            sum_x += V(acc_sum)(acc);
-        }
-        if (pending) V(stream_pending)(task, pending, c + n, native);
+        const ptrdiff_t ahead = native ? ROW_AHEAD : 0;
+        const bool fetch_e = native && with_grad && !streams;
+        if (smooth || (y >= c && y < c + n))
+            sum = V(exp_block)(z_c, e, n, ref, y - c, ahead, fetch_e, smooth ? &x_sum : NULL);
+        else if (!e)
+            sum = V(exp_sums)(z_c, n, ref, ahead);
+        else
+            sum = fetch_e ? V(exp_kept_and_fetched)(z_c, e, n, ref, ahead) : V(exp_kept)(z_c, e, n, ref, ahead);
+        V(acc_add)(&rests, sum);
+        if (smooth) V(acc_add)(&x_sums, x_sum);
+        if (pending) V(scale_pending)(task, pending, c + n, native, streams);
     }
+    rest += V(acc_sum)(rests);
+    sum_x += V(acc_sum)(x_sums);
+    const REAL m = V(hmax)(top);
     const double unit = (ref == m ? 1 : exp((double)ref - m)) * SCALE_DOWN;
     const double distance_sum = smooth ? (double)classes * ((double)m - ref) - sum_x : 0;
     const V(finished) f =
@@ -304,13 +321,6 @@ static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i,
     const REAL target_grad = V(first_lane)(f.target_grad);
     if (pending) {
         *pending = (V(pending)){grad, kept, factor, shift, target_grad, y, 0};
-        return;
-    }
-    if (native) {
-        const ptrdiff_t fetched = classes < FETCHED_ROW ? classes : FETCHED_ROW;
-        V(scale_block)(kept, fetched, factor, shift, (const REAL *)z + classes);
-        V(scale_block)(kept + fetched, classes - fetched, factor, shift, NULL);
-        kept[y] = target_grad;
         return;
     }
     V(store_scaled)(grad, task->call.grad.dtype, classes, kept, factor, shift);
@@ -327,23 +337,30 @@ static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i
     const V(vec) zero = V(set)(0);
     REAL block[BLOCK], lse[LANES], entropy[LANES], place[LANES];
     const REAL z_y = V(load_one)(z + y * size, dtype);
-    REAL m = -INFINITY, ref = 0;
-    double rest = 0, moment = 0, ahead = 0, sum_x = 0;
+    REAL ref = 0;
+    V(vec) top = V(set)(-INFINITY), limit = top;
+    V(acc) rests = V(acc_zero)(), moments = rests, aheads = rests, x_sums = rests;
+    double rest = 0, moment = 0, sum_x = 0; /* of what came before the reference jumped */
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
         const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
         V(vec) max;
         const REAL *p = V(working)(task, z + c * size, n, native, block, &max);
-        const REAL top = V(hmax)(max);
-        if (top > m) m = top;
+        top = V(max)(max, top);
         if (c == 0) {
-            ref = top > REAL_LOWEST ? top : REAL_LOWEST;
-        } else if (top > ref + JUMP) {
-            m = V(max_of)(task, z + c * size, classes - c, native);
-            const double shrink = exp((double)ref - m), step = (double)ref - m;
+            const REAL first = V(hmax)(max);
+            ref = first > REAL_LOWEST ? first : REAL_LOWEST;
+            limit = V(set)(ref + JUMP);
+        } else if (V(any)(V(lt)(limit, max))) {
+            const REAL next = V(max_of)(task, z + c * size, classes - c, native);
+            const double shrink = exp((double)ref - next), step = (double)ref - next;
+            rest += V(acc_sum)(rests);
+            moment += V(acc_sum)(moments);
             moment = shrink == 0 ? 0 : shrink * (moment + step * rest);
             rest *= shrink;
-            sum_x += (double)c * step;
-            ref = m;
+            sum_x += V(acc_sum)(x_sums) + (double)c * step;
+            rests = moments = x_sums = V(acc_zero)();
+            ref = next;
+            limit = V(set)(INFINITY);
         }
         V(metric_sums) sums = {zero, zero, zero};
         V(metrics_block)(p, n, ref, y - c, z_y, native ? ROW_AHEAD : 0, &sums);
@@ -351,16 +368,16 @@ static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i
         for (ptrdiff_t k = 0; smooth && k < n; k += LANES)
             x_sum =
                 V(add)(x_sum, V(sub)(n - k < LANES ? V(load_part)(p + k, n - k, ref) : V(load)(p + k), V(set)(ref)));
-        V(acc) acc[4] = {V(acc_zero)(), V(acc_zero)(), V(acc_zero)(), V(acc_zero)()};
-        V(acc_add)(&acc[0], sums.rest);
-        V(acc_add)(&acc[1], sums.moment);
-        V(acc_add)(&acc[2], sums.ahead);
-        V(acc_add)(&acc[3], x_sum);
-        rest += V(acc_sum)(acc[0]);
-        moment += V(acc_sum)(acc[1]);
-        ahead += V(acc_sum)(acc[2]);
-        sum_x += V(acc_sum)(acc[3]);
+        V(acc_add)(&rests, sums.rest);
+        V(acc_add)(&moments, sums.moment);
+        V(acc_add)(&aheads, sums.ahead);
+        if (smooth) V(acc_add)(&x_sums, x_sum);
     }
+    rest += V(acc_sum)(rests);
+    moment += V(acc_sum)(moments);
+    sum_x += V(acc_sum)(x_sums);
+    const double ahead = V(acc_sum)(aheads);
+    const REAL m = V(hmax)(top);
     const double step = (double)ref - m, unit = (ref == m ? 1 : exp(step)) * SCALE_DOWN;
     const double distance = smooth ? (double)classes * ((double)m - ref) - sum_x : 0;
     const V(finished) f = V(finish)(task, V(set)(m), V(set)(z_y), V(set)((REAL)(rest * unit)), V(set)((REAL)distance),
@@ -380,10 +397,64 @@ static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i
 /* Up to here, as many rows as a vector has lanes fit into the first-level cache, with their gradients. */
 #define ONE_BLOCK_ROW 256
 
+/* Room for a row of one block and the rest of its last vector. */
+typedef REAL V(staged_row)[ONE_BLOCK_ROW + LANES];
+
+/* The exponentials of n rows, in e unless that is NULL, and their sums without the targets. */
+static INLINE void V(exp_rows_as)(const REAL *const z[], V(staged_row) * e, ptrdiff_t n, ptrdiff_t classes,
+                                  const REAL ref[], const int64_t y[], V(vec) sums[]) {
+    for (ptrdiff_t r = 0; r < n; r++)
+        sums[r] = V(exp_part)(z[r], e ? e[r] : NULL, classes, ref[r], true, (ptrdiff_t)y[r], LANES * classes, false,
+                              true, NULL);
+}
+static LOOP void V(exp_rows_sums)(const REAL *const z[], ptrdiff_t n, ptrdiff_t classes, const REAL ref[],
+                                  const int64_t y[], V(vec) sums[]) {
+    V(exp_rows_as)(z, NULL, n, classes, ref, y, sums);
+}
+static LOOP void V(exp_rows_kept)(const REAL *const z[], V(staged_row) * e, ptrdiff_t n, ptrdiff_t classes,
+                                  const REAL ref[], const int64_t y[], V(vec) sums[]) {
+    V(exp_rows_as)(z, e, n, classes, ref, y, sums);
+}
+
+/* The gradients of rows that lie one after the other, written past the caches. */
+static INLINE void V(stream_rows)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n,
+                                  V(staged_row) * e, const REAL factor[], const REAL shift[],
+                                  const REAL target_grad[]) {
+    const ptrdiff_t classes = task->call.classes;
+    REAL rows[LANES * ONE_BLOCK_ROW];
+    for (ptrdiff_t r = 0; r < n; r++) {
+        V(scale_to)(rows + r * classes, e[r], classes, factor[r], shift[r]);
+        rows[r * classes + batch->y[first + r]] = target_grad[r];
+    }
+    V(stream_block)(batch->grad[first], rows, n * classes, (ptrdiff_t)sizeof(REAL));
+}
+
+/* The sums of n rows for their by-products. */
+static LOOP void V(metrics_rows_sums)(const REAL *const z[], ptrdiff_t n, ptrdiff_t classes, const REAL ref[],
+                                      const int64_t y[], const REAL z_y[], ptrdiff_t fetched, V(vec) rest[],
+                                      V(vec) moment[], V(vec) ahead[]) {
+    const ptrdiff_t whole = classes / LANES * LANES;
+    for (ptrdiff_t r = 0; r < n; r++) {
+        V(metric_sums) sums = {V(set)(0), V(set)(0), V(set)(0)};
+        const V(vec) from = V(set)(ref[r]), at = V(set)(z_y[r]), below = V(below)(at);
+        for (ptrdiff_t i = 0; i < whole; i += LANES) {
+            if (fetched) V(prefetch)(z[r] + i + fetched, false);
+            V(metrics_step)(V(load)(z[r] + i), from, (ptrdiff_t)y[r] - i, at, below, &sums);
+        }
+        if (whole < classes)
+            V(metrics_step)(V(load_part)(z[r] + whole, classes - whole, -INFINITY), from, (ptrdiff_t)y[r] - whole, at,
+                            below, &sums);
+        rest[r] = sums.rest;
+        moment[r] = sums.moment;
+        ahead[r] = sums.ahead;
+    }
+}
+
 static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n, bool native,
                            bool smooth, bool with_grad, bool with_metrics) {
     const ptrdiff_t classes = task->call.classes;
-    REAL z_y[LANES], m[LANES], stage[LANES][ONE_BLOCK_ROW + LANES];
+    REAL z_y[LANES], m[LANES];
+    V(staged_row) stage[LANES]; /* of logits that are converted, then of the exponentials */
     const REAL *z[LANES];
     V(vec) reduced[LANES], distances[LANES], moments[LANES], aheads[LANES];
     for (ptrdiff_t r = 0; r < LANES; r++) {
@@ -393,28 +464,18 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
     }
     const V(vec) max = V(rows_max)(reduced);
     V(store)(m, max);
-    for (ptrdiff_t r = 0; r < n; r++) {
-        REAL *e = !with_grad ? NULL : native ? (REAL *)batch->grad[first + r] : stage[r];
-        distances[r] = V(set)(0);
-        if (with_metrics) {
-            V(metric_sums) sums = {V(set)(0), V(set)(0), V(set)(0)};
-            const V(vec) ref = V(set)(m[r]), at = V(set)(z_y[r]), below = V(below)(at);
-            const ptrdiff_t y = (ptrdiff_t)batch->y[first + r], whole = classes / LANES * LANES;
-            for (ptrdiff_t i = 0; i < whole; i += LANES) {
-                if (native) V(prefetch)(z[r] + i + LANES * classes, false);
-                V(metrics_step)(V(load)(z[r] + i), ref, y - i, at, below, &sums);
-            }
-            if (whole < classes)
-                V(metrics_step)(V(load_part)(z[r] + whole, classes - whole, -INFINITY), ref, y - whole, at, below,
-                                &sums);
-            reduced[r] = sums.rest;
-            moments[r] = sums.moment;
-            aheads[r] = sums.ahead;
-            continue;
-        }
-        reduced[r] = V(exp_block)(z[r], e, classes, m[r], true, (ptrdiff_t)batch->y[first + r],
-                                  native ? LANES * classes : 0, native && with_grad, smooth ? &distances[r] : NULL);
-    }
+    const bool at_once = native && !smooth && !with_metrics;
+    if (at_once && with_grad)
+        V(exp_rows_kept)(z, stage, n, classes, m, batch->y + first, reduced);
+    else if (at_once)
+        V(exp_rows_sums)(z, n, classes, m, batch->y + first, reduced);
+    else if (with_metrics)
+        V(metrics_rows_sums)(z, n, classes, m, batch->y + first, z_y, native ? LANES * classes : 0, reduced, moments,
+                             aheads);
+    for (ptrdiff_t r = 0; r < n; r++) distances[r] = V(set)(0);
+    for (ptrdiff_t r = 0; r < n && !at_once && !with_metrics; r++)
+        reduced[r] = V(exp_part)(z[r], with_grad ? stage[r] : NULL, classes, m[r], true, (ptrdiff_t)batch->y[first + r],
+                                 native ? LANES * classes : 0, false, true, smooth ? &distances[r] : NULL);
     for (ptrdiff_t r = n; r < LANES; r++) distances[r] = moments[r] = aheads[r] = V(set)(0);
     const V(vec) rest = V(mul)(V(rows_sum)(reduced), V(set)(SCALE_DOWN));
     const V(vec) distance_sum = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
@@ -429,17 +490,24 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
     REAL factor[LANES], target_grad[LANES], shift[LANES];
     V(store)(factor, V(mul)(f.factor, V(set)(SCALE_DOWN)));
     V(store)(target_grad, f.target_grad);
-    V(store)(shift, f.shift);
+    V(store)(shift, smooth ? f.shift : V(set)(0));
+    const ptrdiff_t row_bytes = classes * (ptrdiff_t)sizeof(REAL);
+    bool contiguous = native && batch->streams;
+    for (ptrdiff_t r = 1; r < n; r++)
+        contiguous = contiguous && batch->grad[first + r] - batch->grad[first + r - 1] == row_bytes;
+    if (contiguous) {
+        V(stream_rows)(task, batch, first, n, stage, factor, shift, target_grad);
+        return;
+    }
     for (ptrdiff_t r = 0; r < n; r++) {
         const ptrdiff_t y = (ptrdiff_t)batch->y[first + r];
         const int dtype = task->call.grad.dtype;
+        char *grad = batch->grad[first + r];
         if (native) {
-            REAL *grad = (REAL *)batch->grad[first + r];
-            V(scale_block)(grad, classes, factor[r], smooth ? shift[r] : 0, NULL);
-            grad[y] = target_grad[r];
+            V(scale_to)((REAL *)grad, stage[r], classes, factor[r], shift[r]);
+            ((REAL *)grad)[y] = target_grad[r];
         } else {
-            char *grad = batch->grad[first + r];
-            V(store_scaled)(grad, dtype, classes, stage[r], factor[r], smooth ? shift[r] : 0);
+            V(store_scaled)(grad, dtype, classes, stage[r], factor[r], shift[r]);
             V(store_one)(grad + y * dtype_size(dtype), dtype, target_grad[r]);
         }
     }
@@ -465,115 +533,199 @@ typedef struct {
     bool any_ignored;
 } V(lane_batch);
 
-/* Targets [at, at + groups * vectors * LANES) of the batch, or with `part` that many of one vector. z and grad point to
- * the first of them. */
-static INLINE void V(lanes)(const class_task *task, const REAL *z, ptrdiff_t z_stride, REAL *grad,
-                            ptrdiff_t grad_stride, ptrdiff_t classes, V(lane_batch) * batch, ptrdiff_t at_,
-                            ptrdiff_t groups, ptrdiff_t vectors, ptrdiff_t part, bool smooth, bool with_grad,
-                            bool with_metrics) {
-#define LOAD_LANES(p) (part ? V(load_part)(p, part, 0) : V(load)(p))
-#define STORE_LANES(p, v) (part ? V(store_part)(p, v, part) : V(store)(p, v))
-    V(vec) max[LANE_VECTORS], target_logit[LANE_VECTORS], rest[LANE_VECTORS], distance[LANE_VECTORS];
-    V(vec) moment[LANE_VECTORS], in_front[LANE_VECTORS];
-    const V(vec) zero = V(set)(0);
-    for (ptrdiff_t v = 0; v < groups * vectors; v += vectors) {
-        V(vec) m[2], z_y[2];
-        V(int) y[2];
-        for (ptrdiff_t k = 0; k < vectors; k++) {
-            m[k] = V(set)(-INFINITY);
-            z_y[k] = zero;
-            y[k] = V(int_load)(batch->y + at_ + (v + k) * LANES);
-        }
-        for (ptrdiff_t c = 0; c < classes; c++)
-            for (ptrdiff_t k = 0; k < vectors; k++) {
-                const V(vec) value = LOAD_LANES(z + c * z_stride + (v + k) * LANES);
-                m[k] = V(max)(value, m[k]);
-                if (with_metrics) z_y[k] = V(select)(V(int_eq)(y[k], V(int_set)((V(index))c)), value, z_y[k]);
-            }
-        for (ptrdiff_t k = 0; k < vectors; k++) {
-            max[v + k] = m[k];
-            if (with_metrics) target_logit[v + k] = z_y[k];
-        }
+/* Where the classes of `vectors` vectors of targets lie: from number `at` of the batch on; z and grad point to the
+ * first of them, and grad is NULL without a gradient. With `part`, there is one vector of that many targets. */
+typedef struct {
+    const REAL *z;
+    REAL *grad;
+    ptrdiff_t z_stride, grad_stride, classes, at, vectors, part;
+} V(lane_block);
+
+/* What the passes over the classes find out for each vector. */
+typedef struct {
+    V(vec) max[LANE_VECTORS], z_y[LANE_VECTORS], rest[LANE_VECTORS], distance[LANE_VECTORS];
+    V(vec) moment[LANE_VECTORS], ahead[LANE_VECTORS];
+} V(lane_sums);
+
+static INLINE V(vec) V(load_lanes)(const REAL *p, ptrdiff_t part) {
+    return part ? V(load_part)(p, part, 0) : V(load)(p);
+}
+static INLINE void V(store_lanes)(REAL *p, V(vec) v, ptrdiff_t part) {
+    part ? V(store_part)(p, v, part) : V(store)(p, v);
+}
+
+/* The maximum, `width` vectors at a time. */
+static INLINE void V(lanes_max)(const V(lane_block) * block, V(lane_sums) * out, ptrdiff_t width) {
+    const ptrdiff_t part = block->part, stride = block->z_stride, classes = block->classes;
+    for (ptrdiff_t v = 0; v < block->vectors; v += width) {
+        V(vec) m[4];
+        for (ptrdiff_t k = 0; k < width; k++) m[k] = V(set)(-INFINITY);
+        const REAL *p = block->z + v * LANES;
+        for (ptrdiff_t c = 0; c < classes; c++, p += stride)
+            for (ptrdiff_t k = 0; k < width; k++) m[k] = V(max)(V(load_lanes)(p + k * LANES, part), m[k]);
+        for (ptrdiff_t k = 0; k < width; k++) out->max[v + k] = m[k];
     }
-    for (ptrdiff_t v = 0; v < groups * vectors; v += vectors) {
+}
+
+/* The targets' logits, for those who need them before the exponentials. Ignored ones have none: any will do. */
+static INLINE void V(lanes_target)(const V(lane_block) * block, const V(lane_batch) * batch, REAL z_y[]) {
+    const ptrdiff_t n = block->part ? block->part : block->vectors * LANES;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const ptrdiff_t y = (ptrdiff_t)batch->y[block->at + i];
+        z_y[i] = block->z[(y < 0 ? 0 : y) * block->z_stride + i];
+    }
+    for (ptrdiff_t i = n; i < block->vectors * LANES; i++) z_y[i] = 0;
+}
+
+/* The exponentials, kept in the gradient, and their sums. */
+static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out,
+                                ptrdiff_t width, bool smooth, bool with_grad, bool with_metrics) {
+    const V(vec) zero = V(set)(0);
+    const ptrdiff_t part = block->part, z_stride = block->z_stride, grad_stride = block->grad_stride;
+    for (ptrdiff_t v = 0; v < block->vectors; v += width) {
         V(vec) m[2], z_y[2], at[2], limit[2];
         V(int) y[2];
         V(acc) sums[2], x_sums[2], moments[2], aheads[2];
-        for (ptrdiff_t k = 0; k < vectors; k++) {
-            y[k] = V(int_load)(batch->y + at_ + (v + k) * LANES);
-            m[k] = max[v + k];
+        const REAL *z = block->z + v * LANES;
+        REAL *grad = with_grad ? block->grad + v * LANES : NULL;
+        for (ptrdiff_t k = 0; k < width; k++) {
+            y[k] = V(int_load)(batch->y + block->at + (v + k) * LANES);
+            m[k] = out->max[v + k];
             z_y[k] = zero;
             sums[k] = x_sums[k] = moments[k] = aheads[k] = V(acc_zero)();
             if (with_metrics) {
-                at[k] = target_logit[v + k];
+                at[k] = out->z_y[v + k];
                 limit[k] = V(below)(at[k]);
             }
         }
-        for (ptrdiff_t first = 0; first < classes; first += CLASS_BLOCK) {
-            const ptrdiff_t end = classes - first < CLASS_BLOCK ? classes : first + CLASS_BLOCK;
+        for (ptrdiff_t first = 0; first < block->classes; first += CLASS_BLOCK) {
+            const ptrdiff_t end = block->classes - first < CLASS_BLOCK ? block->classes : first + CLASS_BLOCK;
             V(vec) sum[2], x_sum[2], moment_sum[2], ahead[2];
-            for (ptrdiff_t k = 0; k < vectors; k++) sum[k] = x_sum[k] = moment_sum[k] = ahead[k] = zero;
-            for (ptrdiff_t c = first; c < end; c++)
-                for (ptrdiff_t k = 0; k < vectors; k++) {
-                    const V(vec) value = LOAD_LANES(z + c * z_stride + (v + k) * LANES);
+            for (ptrdiff_t k = 0; k < width; k++) sum[k] = x_sum[k] = moment_sum[k] = ahead[k] = zero;
+            for (ptrdiff_t c = first; c < end; c++) {
+                const V(int) class = V(int_set)((V(index))c);
+                for (ptrdiff_t k = 0; k < width; k++) {
+                    const V(vec) value = V(load_lanes)(z + k * LANES, part);
                     const V(vec) x = V(sub)(value, m[k]);
                     const V(vec) e = V(exp_scaled)(x);
-                    const V(mask) is_target = V(int_eq)(y[k], V(int_set)((V(index))c));
-                    if (with_grad) STORE_LANES(grad + c * grad_stride + (v + k) * LANES, e);
+                    const V(mask) is_target = V(int_eq)(y[k], class);
+                    if (with_grad) V(store_lanes)(grad + k * LANES, e, part);
                     sum[k] = V(add)(sum[k], V(zero_where)(is_target, e));
                     if (!with_metrics) z_y[k] = V(select)(is_target, value, z_y[k]);
                     if (smooth) x_sum[k] = V(add)(x_sum[k], x);
                     if (with_metrics) {
                         /* Of equal logits those before the target's class rank in front. */
                         limit[k] = V(select)(is_target, at[k], limit[k]);
-                        ahead[k] = V(add)(ahead[k], V(select)(V(lt)(limit[k], value), V(set)(1), zero));
+                        ahead[k] = V(count_where)(V(lt)(limit[k], value), ahead[k]);
                         moment_sum[k] = V(add_moment)(x, V(zero_where)(is_target, e), moment_sum[k]);
                     }
                 }
-            for (ptrdiff_t k = 0; k < vectors; k++) {
+                z += z_stride;
+                if (with_grad) grad += grad_stride;
+            }
+            for (ptrdiff_t k = 0; k < width; k++) {
                 V(acc_add)(&sums[k], sum[k]);
                 if (smooth) V(acc_add)(&x_sums[k], x_sum[k]);
                 if (with_metrics) V(acc_add)(&moments[k], moment_sum[k]);
                 if (with_metrics) V(acc_add)(&aheads[k], ahead[k]);
             }
         }
-        for (ptrdiff_t k = 0; k < vectors; k++) {
-            rest[v + k] = V(mul)(V(acc_lanes)(sums[k]), V(set)(SCALE_DOWN));
-            distance[v + k] = smooth ? V(sub)(zero, V(acc_lanes)(x_sums[k])) : zero;
-            if (!with_metrics) target_logit[v + k] = z_y[k];
+        for (ptrdiff_t k = 0; k < width; k++) {
+            out->rest[v + k] = V(mul)(V(acc_lanes)(sums[k]), V(set)(SCALE_DOWN));
+            out->distance[v + k] = smooth ? V(sub)(zero, V(acc_lanes)(x_sums[k])) : zero;
+            if (!with_metrics) out->z_y[v + k] = z_y[k];
             if (with_metrics) {
-                moment[v + k] = V(mul)(V(acc_lanes)(moments[k]), V(set)(SCALE_DOWN));
-                in_front[v + k] = V(acc_lanes)(aheads[k]);
+                out->moment[v + k] = V(mul)(V(acc_lanes)(moments[k]), V(set)(SCALE_DOWN));
+                out->ahead[v + k] = V(acc_lanes)(aheads[k]);
             }
         }
     }
+}
+
+/* The exponentials into the gradient. */
+static INLINE void V(lanes_scale)(const V(lane_block) * block, const V(lane_batch) * batch, const V(finished) * f,
+                                  bool smooth, bool any_ignored) {
+    const ptrdiff_t part = block->part, stride = block->grad_stride, classes = block->classes;
+    for (ptrdiff_t v = 0; v < block->vectors; v++) {
+        const V(int) y = V(int_load)(batch->y + block->at + v * LANES);
+        const V(mask) ignored = V(int_eq)(y, V(int_set)(-1));
+        const V(vec) factor = f[v].factor, target_grad = f[v].target_grad, shift = f[v].shift;
+        REAL *p = block->grad + v * LANES;
+        for (ptrdiff_t c = 0; c < classes; c++, p += stride) {
+            V(vec) value = V(mul)(V(load_lanes)(p, part), factor);
+            if (smooth) value = V(sub)(value, shift);
+            value = V(select)(V(int_eq)(y, V(int_set)((V(index))c)), target_grad, value);
+            if (any_ignored) value = V(zero_where)(ignored, value);
+            V(store_lanes)(p, value, part);
+        }
+    }
+}
+
+/* The forms that most calls take, each a loop of its own. */
+static LOOP void V(lanes_max_plain)(const V(lane_block) * block, V(lane_sums) * out) {
+    V(lane_block) whole = *block;
+    whole.part = 0;
+    V(lanes_max)(&whole, out, 2);
+}
+static LOOP void V(lanes_exp_kept)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out) {
+    V(lane_block) whole = *block;
+    whole.part = 0;
+    V(lanes_exp)(&whole, batch, out, 2, false, true, false);
+}
+static LOOP void V(lanes_exp_sums)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out) {
+    V(lane_block) whole = *block;
+    whole.part = 0;
+    V(lanes_exp)(&whole, batch, out, 2, false, false, false);
+}
+static LOOP void V(lanes_metrics)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out) {
+    V(lane_block) whole = *block;
+    whole.part = 0;
+    V(lanes_exp)(&whole, batch, out, 2, false, false, true);
+}
+static LOOP void V(lanes_scale_plain)(const V(lane_block) * block, const V(lane_batch) * batch, const V(finished) * f) {
+    V(lane_block) whole = *block;
+    whole.part = 0;
+    V(lanes_scale)(&whole, batch, f, false, false);
+}
+
+static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V(lane_batch) * batch, bool smooth,
+                          bool with_metrics) {
+    const bool pairs = block->vectors % 2 == 0 && !block->part, with_grad = block->grad != NULL;
+    V(lane_sums) sums;
+    REAL z_y[LANE_TARGETS];
+    if (with_metrics) V(lanes_target)(block, batch, z_y);
+    if (pairs)
+        V(lanes_max_plain)(block, &sums);
+    else
+        V(lanes_max)(block, &sums, 1);
+    for (ptrdiff_t v = 0; with_metrics && v < block->vectors; v++) sums.z_y[v] = V(load)(z_y + v * LANES);
+    if (with_metrics && pairs && !smooth)
+        V(lanes_metrics)(block, batch, &sums);
+    else if (with_metrics)
+        V(lanes_exp)(block, batch, &sums, 1, smooth, false, true);
+    else if (!pairs || smooth)
+        V(lanes_exp)(block, batch, &sums, 1, smooth, with_grad, false);
+    else if (with_grad)
+        V(lanes_exp_kept)(block, batch, &sums);
+    else
+        V(lanes_exp_sums)(block, batch, &sums);
     V(finished) f[LANE_VECTORS];
-    for (ptrdiff_t v = 0; v < groups * vectors; v++) {
-        const ptrdiff_t from = at_ + v * LANES;
-        f[v] = V(finish)(task, max[v], target_logit[v], rest[v], distance[v], V(load)(batch->a + from),
+    for (ptrdiff_t v = 0; v < block->vectors; v++) {
+        const ptrdiff_t from = block->at + v * LANES;
+        f[v] = V(finish)(task, sums.max[v], sums.z_y[v], sums.rest[v], sums.distance[v], V(load)(batch->a + from),
                          V(load)(batch->s + from), V(load)(batch->g + from));
         const V(mask) ignored = V(int_eq)(V(int_load)(batch->y + from), V(int_set)(-1));
         V(store)(batch->loss + from, V(zero_where)(ignored, f[v].loss));
         if (with_metrics)
-            V(finish_metrics)(&f[v], max[v], target_logit[v], moment[v], in_front[v], batch->lse + from,
+            V(finish_metrics)(&f[v], sums.max[v], sums.z_y[v], sums.moment[v], sums.ahead[v], batch->lse + from,
                               batch->entropy + from, batch->ahead + from);
         f[v].factor = V(mul)(f[v].factor, V(set)(SCALE_DOWN));
     }
     if (!with_grad) return;
-    for (ptrdiff_t v = 0; v < groups * vectors; v++) {
-        const V(int) y = V(int_load)(batch->y + at_ + v * LANES);
-        const V(mask) ignored = V(int_eq)(y, V(int_set)(-1));
-        for (ptrdiff_t c = 0; c < classes; c++) {
-            REAL *p = grad + c * grad_stride + v * LANES;
-            V(vec) value = V(mul)(LOAD_LANES(p), f[v].factor);
-            if (smooth) value = V(sub)(value, f[v].shift);
-            value = V(select)(V(int_eq)(y, V(int_set)((V(index))c)), f[v].target_grad, value);
-            if (batch->any_ignored) value = V(zero_where)(ignored, value);
-            STORE_LANES(p, value);
-        }
-    }
-#undef LOAD_LANES
-#undef STORE_LANES
+    if (block->part || smooth || batch->any_ignored)
+        V(lanes_scale)(block, batch, f, smooth, batch->any_ignored);
+    else
+        V(lanes_scale_plain)(block, batch, f);
 }
 
 /* ---- Short rows: transposed into lanes and back
@@ -617,8 +769,9 @@ static INLINE void V(short_rows)(const class_task *task, V(batch) * batch, ptrdi
         V(store)(lanes.s + from, V(load)(batch->s + first + from));
         V(store)(lanes.g + from, V(load)(batch->g + first + from));
     }
-    V(lanes)(task, tile, LANE_TARGETS, tile, LANE_TARGETS, classes, &lanes, 0, padded / (2 * LANES), 2, 0, smooth,
-             with_grad, with_metrics);
+    const V(lane_block)
+        block = {tile, with_grad ? tile : NULL, LANE_TARGETS, LANE_TARGETS, classes, 0, padded / LANES, 0};
+    V(lanes)(task, &block, &lanes, smooth, with_metrics);
     for (ptrdiff_t from = 0; from < n; from += LANES) {
         const ptrdiff_t rows = n - from < LANES ? n - from : LANES;
         V(store)(batch->loss + first + from, V(load)(lanes.loss + from));
@@ -663,10 +816,10 @@ static INLINE void V(index_rows_as)(const class_task *task, V(batch) * batch, bo
     } else if (classes <= ONE_BLOCK_ROW) {
         for (ptrdiff_t i = 0; i < count; i += LANES)
             V(rows)(task, batch, i, count - i < LANES ? count - i : LANES, native, smooth, with_grad, false);
-    } else if (with_grad && batch->streams) {
+    } else if (with_grad && (native || batch->streams)) {
         V(pending) pending = {0};
         for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, &pending, native, smooth, with_grad);
-        V(stream_pending)(task, &pending, classes, native);
+        V(scale_pending)(task, &pending, classes, native, batch->streams);
     } else {
         for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, NULL, native, smooth, with_grad);
     }
@@ -709,24 +862,18 @@ static void V(index_rows)(const class_task *task, V(batch) * batch) {
 }
 
 /* n targets whose classes lie a stride apart: pairs of vectors, then single ones, the last perhaps a part of one. */
-static INLINE void V(index_lanes_as)(const class_task *task, const REAL *z, ptrdiff_t zs, REAL *grad, ptrdiff_t gs,
-                                     V(lane_batch) * batch, ptrdiff_t n, bool smooth, bool with_grad,
-                                     bool with_metrics) {
-    const ptrdiff_t classes = task->call.classes, pairs = n / (2 * LANES);
-    if (pairs > 0) V(lanes)(task, z, zs, grad, gs, classes, batch, 0, pairs, 2, 0, smooth, with_grad, with_metrics);
-    for (ptrdiff_t i = pairs * 2 * LANES; i < n; i += LANES)
-        V(lanes)(task, z + i, zs, with_grad ? grad + i : NULL, gs, classes, batch, i, 1, 1, n - i < LANES ? n - i : 0,
-                 smooth, with_grad, with_metrics);
-}
-
-static void V(index_lanes)(const class_task *task, const REAL *z, ptrdiff_t zs, REAL *grad, ptrdiff_t gs,
+static void V(index_lanes)(const class_task *task, const REAL *z, ptrdiff_t z_stride, REAL *grad, ptrdiff_t grad_stride,
                            V(lane_batch) * batch, ptrdiff_t n) {
-    if (task->call.metrics)
-        V(index_lanes_as)(task, z, zs, NULL, gs, batch, n, task->call.label_smoothing > 0, false, true);
-    else if (task->call.label_smoothing > 0)
-        V(index_lanes_as)(task, z, zs, grad, gs, batch, n, true, grad != NULL, false);
-    else if (grad)
-        V(index_lanes_as)(task, z, zs, grad, gs, batch, n, false, true, false);
-    else
-        V(index_lanes_as)(task, z, zs, NULL, gs, batch, n, false, false, false);
+    const bool smooth = task->call.label_smoothing > 0, with_metrics = task->call.metrics != NULL;
+    const ptrdiff_t pairs = n / (2 * LANES) * (2 * LANES);
+    V(lane_block) block = {z, grad, z_stride, grad_stride, task->call.classes, 0, pairs / LANES, 0};
+    if (pairs > 0) V(lanes)(task, &block, batch, smooth, with_metrics);
+    for (ptrdiff_t i = pairs; i < n; i += LANES) {
+        block.z = z + i;
+        block.grad = grad ? grad + i : NULL;
+        block.at = i;
+        block.vectors = 1;
+        block.part = n - i < LANES ? n - i : 0;
+        V(lanes)(task, &block, batch, smooth, with_metrics);
+    }
 }

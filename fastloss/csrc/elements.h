@@ -7,14 +7,15 @@
  *     softplus(z) - y z = far |z| + (far + near) log1p(u),     sigmoid(z) - y = +-(far - near u) / (1 + u) */
 
 typedef struct {
-    V(vec) z, u, y, p; /* u = exp(-|z|), or exp of what the loss needs; p: pos_weight */
+    V(vec) z, u, y, p; /* u = exp(-|z|), or exp of what the loss needs; p: pos_weight, */
+    bool has_p;        /* where there is one */
     REAL alpha, gamma, margin;
 } V(element);
 
 /* p y softplus(-z) + (1 - y) softplus(z). */
 static INLINE V(vec) V(bce_with_logits)(const V(element) * e, V(vec) * slope) {
     const V(vec) zero = V(set)(0), one = V(set)(1);
-    const V(vec) positive = V(mul)(e->p, e->y), negative = V(sub)(one, e->y);
+    const V(vec) positive = e->has_p ? V(mul)(e->p, e->y) : e->y, negative = V(sub)(one, e->y);
     const V(mask) below = V(lt)(e->z, zero);
     const V(vec) far = V(select)(below, positive, negative), near = V(select)(below, negative, positive);
     const V(vec) distance = V(abs)(e->z);
@@ -23,7 +24,8 @@ static INLINE V(vec) V(bce_with_logits)(const V(element) * e, V(vec) * slope) {
         const V(vec) magnitude = V(div)(V(fnma)(near, e->u, far), V(add)(one, e->u));
         *slope = V(select)(below, V(sub)(zero, magnitude), magnitude);
     }
-    return V(fma)(V(add)(far, near), V(log1p_unit)(e->u), linear);
+    const V(vec) curved = V(log1p_unit)(e->u);
+    return e->has_p ? V(fma)(V(add)(far, near), curved, linear) : V(add)(curved, linear);
 }
 
 /* -(y log(p) + (1 - y) log(1 - p)), the logs at least -100, and p (1 - p) in the derivative at least 1e-12: torch's
@@ -223,10 +225,11 @@ static void V(numbers_block)(const void *data, int dtype, ptrdiff_t first, ptrdi
 static INLINE double V(element_block)(const element_task *task, int loss, const REAL *z, const REAL *y, const REAL *w,
                                       const REAL *p, const REAL *grad_output, REAL *grad, REAL *losses, ptrdiff_t n,
                                       bool relabels, bool ignores) {
-    const V(vec) zero = V(set)(0), one = V(set)(1), scale = V(set)((REAL)task->scale);
+    const V(vec) zero = V(set)(0), scale = V(set)((REAL)task->scale);
     const V(vec) rest = V(set)((REAL)task->label_scale), shift = V(set)((REAL)task->label_shift);
     const V(vec) ignore_value = V(set)((REAL)task->call.ignore_value);
-    V(element) e = {zero, zero, zero, one, (REAL)task->call.alpha, (REAL)task->call.gamma, (REAL)task->call.margin};
+    V(element)
+    e = {zero, zero, zero, zero, p != NULL, (REAL)task->call.alpha, (REAL)task->call.gamma, (REAL)task->call.margin};
     V(vec) sum = zero;
     V(acc) acc = V(acc_zero)();
     /* A loop of its own: each step of an exponential waits for the one before, so what counts is how many of them the
@@ -239,15 +242,19 @@ static INLINE double V(element_block)(const element_task *task, int loss, const 
         V(store)(u + i, V(element_exp)(loss, V(load)(z + i), relabels ? V(fma)(target, rest, shift) : target));
     }
     for (ptrdiff_t i = 0; i < n; i += LANES) {
-        const V(vec) target = V(load)(y + i), weight = w ? V(load)(w + i) : one;
+        const V(vec) target = V(load)(y + i), weight = w ? V(load)(w + i) : zero;
         V(vec) slope;
         e.z = V(load)(z + i);
         e.u = V(load)(u + i);
         e.y = relabels ? V(fma)(target, rest, shift) : target;
         if (p) e.p = V(load)(p + i);
         V(vec) value = V(element_loss)(loss, &e, grad ? &slope : NULL);
-        value = V(mul)(weight, V(zero_times)(weight, value));
-        if (grad) slope = V(mul)(slope, V(mul)(weight, grad_output ? V(mul)(scale, V(load)(grad_output + i)) : scale));
+        if (w) value = V(mul)(weight, V(zero_times)(weight, value));
+        if (grad) {
+            V(vec) factor = grad_output ? V(mul)(scale, V(load)(grad_output + i)) : scale;
+            if (w) factor = V(mul)(weight, factor);
+            slope = V(mul)(slope, factor);
+        }
         if (ignores) {
             const V(mask) ignored = V(eq)(target, ignore_value);
             value = V(zero_where)(ignored, value);
@@ -265,6 +272,17 @@ static INLINE double V(element_block)(const element_task *task, int loss, const 
     V(acc_add)(&acc, sum);
     return V(acc_sum)(acc);
 }
+
+/* The forms that most calls take: no weights, upstream gradients, losses of each, other labels or ignored targets. */
+#undef PLAIN_BLOCK
+#define PLAIN_BLOCK(name, loss, grad)                                                                              \
+    static LOOP double V(name)(const element_task *task, const REAL *z, const REAL *y, REAL *slope, ptrdiff_t n) { \
+        (void)slope;                                                                                               \
+        return V(element_block)(task, loss, z, y, NULL, NULL, NULL, grad, NULL, n, false, false);                  \
+    }
+PLAIN_BLOCK(bce_loss_block, FL_BCE_WITH_LOGITS, NULL)
+PLAIN_BLOCK(bce_block, FL_BCE_WITH_LOGITS, slope)
+PLAIN_BLOCK(focal_block, FL_SIGMOID_FOCAL, slope)
 
 static double V(any_element_block)(const element_task *task, const REAL *z, const REAL *y, const REAL *w, const REAL *p,
                                    const REAL *grad_output, REAL *grad, REAL *losses, ptrdiff_t n, bool relabels,
@@ -312,11 +330,9 @@ static void V(element_tile)(const element_task *task, ptrdiff_t tile, double *lo
         const bool plain =
             !call->weight.data && !call->pos_weight.data && !go && !each && !relabels && !ignores && whole;
         if (plain && call->loss == FL_BCE_WITH_LOGITS) {
-            const int loss = FL_BCE_WITH_LOGITS;
-            sum += slope ? V(element_block)(task, loss, z, y, NULL, NULL, NULL, slope, NULL, n, false, false)
-                         : V(element_block)(task, loss, z, y, NULL, NULL, NULL, NULL, NULL, n, false, false);
+            sum += slope ? V(bce_block)(task, z, y, slope, n) : V(bce_loss_block)(task, z, y, NULL, n);
         } else if (plain && call->loss == FL_SIGMOID_FOCAL && slope) {
-            sum += V(element_block)(task, FL_SIGMOID_FOCAL, z, y, NULL, NULL, NULL, slope, NULL, n, false, false);
+            sum += V(focal_block)(task, z, y, slope, n);
         } else {
             const REAL *p = NULL;
             if (call->pos_weight.data) {

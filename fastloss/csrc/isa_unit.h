@@ -1,7 +1,6 @@
 /* The body of every isa_*.c: all kernels, on the vector header that was included before. */
 #include <float.h>
 #include <math.h>
-#include <stdbool.h>
 #include <string.h>
 
 #include "targets.h"

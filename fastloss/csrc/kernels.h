@@ -2,9 +2,14 @@
 #ifndef FASTLOSS_KERNELS_H
 #define FASTLOSS_KERNELS_H
 
+#include <stdbool.h>
+
 #include "fastloss.h"
 
 #define INLINE inline __attribute__((always_inline, unused))
+
+/* For a loop whose constants need all registers: inlined into a large function they would be read from the stack. */
+#define LOOP __attribute__((noinline, unused))
 
 /* A cross-entropy or a softmax call, checked, with what every tile needs derived from it. */
 typedef struct {
@@ -40,8 +45,9 @@ typedef struct {
 /* Elements a tile: small enough to share out evenly, large enough to make handing out cheap. */
 #define TILE_ELEMENTS 32768
 
-/* Gradients of this size and more are written past the caches where their kernel can. */
-#define STREAM_BYTES (32 << 20)
+/* Gradients of this size and more are written past the caches where their kernel can: with the logits they would fill
+ * one and a half times the 32 MiB that last-level caches have at best. */
+#define STREAM_BYTES (24 << 20)
 
 /* Rows a tile that the kernels for long rows would like, and how many tiles there have to be for that. */
 #define STREAMED_ROWS 8

@@ -63,15 +63,27 @@ def show(name, fit, literal, bits):
     print("    " + ", ".join(literal(x) for x in reversed(c)))
 
 
-def main():
-    edge = log(2) / 2 * mpf("1.0005")
+def power_table(bits):
+    """For k < 2^bits the bits of the float 2^(k / 2^bits) less those of 1 + k / 2^bits: adding it to the latter turns a
+    line into the exponential."""
+    for k in range(2**bits):
+        (power,) = struct.unpack("i", struct.pack("f", float(2 ** (mpf(k) / 2**bits))))
+        yield power - (127 << 23) - (k << (23 - bits))
 
-    def exponential(degree):
-        """e^r = 1 + r + r^2 (c2 + c3 r + ...)."""
+
+def main():
+
+    def exponential(degree, table=1):
+        """e^r = 1 + r + r^2 (c2 + c3 r + ...); a table of that many powers of two halves r as often."""
+        edge = log(2) / (2 * table) * mpf("1.0005")
         return minimax(lambda r: exp(r) - 1 - r, monomials(range(2, degree + 1)), lambda r: exp(-r), -edge, edge)
 
     show("exp, float", exponential(6), single, 24)
+    show("exp, float, table of 8", exponential(3, 8), single, 24)
+    show("exp, float, table of 16", exponential(3, 16), single, 24)
     show("exp, double", exponential(11), double, 53)
+    for bits in (3, 4):
+        print(f"table of {2**bits}, float:", ", ".join(hex(entry) for entry in power_table(bits)))
 
     def logarithm(terms):
         """log(1 + f) = 2 s + s R(s^2), s = f / (2 + f), sqrt(1/2) - 1 <= f <= sqrt(2) - 1."""

@@ -37,6 +37,43 @@ static inline bool is_ignored(const fl_class_call *call, int64_t target) {
     return can_ignore(call) && target == call->ignore_index;
 }
 
+/* Arithmetic that compilers make vectors of: `skip` is -1 where a target is ignored, and `bad` gets its sign from one
+ * that is neither that nor in [0, last]. */
+#define READ_CLASSES(type)                                                             \
+    for (ptrdiff_t i = 0; i < n; i++) {                                                \
+        const uint64_t t = (uint64_t)(int64_t)((const type *)call->target)[first + i]; \
+        const uint64_t skip = t == ignored ? may_ignore : 0;                           \
+        bad |= (t | (last - t)) & ~skip;                                               \
+        y[i] = (int64_t)(t | skip);                                                    \
+    }                                                                                  \
+    break
+
+/* n targets, -1 for those that are ignored. Whether all are classes, or ignored. */
+static inline bool read_classes(const fl_class_call *call, ptrdiff_t first, ptrdiff_t n, int64_t *y) {
+    const uint64_t ignored = (uint64_t)call->ignore_index, last = (uint64_t)(call->classes - 1);
+    const uint64_t may_ignore = can_ignore(call) ? UINT64_MAX : 0;
+    uint64_t bad = 0;
+    switch (call->target_dtype) {
+        case FL_I8:
+            READ_CLASSES(int8_t);
+        case FL_I16:
+            READ_CLASSES(int16_t);
+        case FL_I32:
+            READ_CLASSES(int32_t);
+        case FL_I64:
+            READ_CLASSES(int64_t);
+        case FL_U8:
+            READ_CLASSES(uint8_t);
+        case FL_U16:
+            READ_CLASSES(uint16_t);
+        case FL_U32:
+            READ_CLASSES(uint32_t);
+        default:
+            READ_CLASSES(uint64_t);
+    }
+    return bad >> 63 == 0;
+}
+
 static inline bool overlap_ignores(const fl_overlap_call *call, int64_t target) {
     return call->has_ignore && target == call->ignore_index && !(call->target_dtype == FL_U64 && target < 0);
 }

@@ -48,18 +48,7 @@ static INLINE bool V(target_classes)(const class_task *task, ptrdiff_t first, pt
         for (ptrdiff_t i = 0; i < n; i++) y[i] = task->nothing_counts ? -1 : NO_INDEX;
         return true;
     }
-    /* Plain arithmetic, which compilers make vectors of. */
-    const int64_t ignored = call->ignore_index;
-    const bool may_ignore = can_ignore(call);
-    int64_t bad = 0;
-    load_targets(call->target, call->target_dtype, first, n, y);
-    for (ptrdiff_t i = 0; i < n; i++) {
-        const int64_t is_ignored = (y[i] == ignored) & may_ignore;
-        bad |= (((uint64_t)y[i] >= (uint64_t)call->classes) & !is_ignored);
-        y[i] = is_ignored ? -1 : y[i];
-    }
-    const bool fine = !bad;
-    return fine;
+    return read_classes(call, first, n, y);
 }
 
 #undef STAGE
@@ -108,13 +97,15 @@ static INLINE double V(sum_losses)(const REAL *loss, ptrdiff_t n) {
 }
 
 /* Adds n targets that count to the tile's by-products. */
-static void V(add_metrics)(const class_task *task, const REAL *lse, const REAL *entropy, const REAL *ahead, ptrdiff_t n,
+static void V(add_metrics)(const class_task *task, const REAL *entropy, const REAL *ahead, ptrdiff_t n,
                            fl_metrics *metrics) {
     metrics->counted += n;
     metrics->entropy += V(sum_losses)(entropy, n);
-    for (ptrdiff_t i = 0; i < n; i++) {
-        if (isnan(lse[i])) continue; /* no softmax: a miss */
-        for (int k = 0; k < task->call.topk_count; k++) metrics->correct[k] += ahead[i] < (REAL)task->call.topk[k];
+    for (int k = 0; k < task->call.topk_count; k++) {
+        const REAL limit = (REAL)task->call.topk[k];
+        V(index) hits = 0;
+        for (ptrdiff_t i = 0; i < n; i++) hits += ahead[i] < limit;
+        metrics->correct[k] += (ptrdiff_t)hits;
     }
 }
 
@@ -173,103 +164,109 @@ static int V(row_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end, R
         sum += V(sum_losses)(batch.loss, batch.count);
         for (ptrdiff_t k = 0; losses && k < batch.count; k++) losses[from + (ignored ? row[k] : k)] = batch.loss[k];
         for (ptrdiff_t k = 0; lse && k < batch.count; k++) lse[from + (ignored ? row[k] : k)] = batch.lse[k];
-        if (metrics) V(add_metrics)(task, batch.lse, batch.entropy, batch.ahead, batch.count, metrics);
+        if (metrics) V(add_metrics)(task, batch.entropy, batch.ahead, batch.count, metrics);
     }
     if (streamed) vec_fence();
     *loss = sum;
     return FL_OK;
 }
 
+#undef CLASSES_AHEAD
+/* How many classes ahead of the copy to the stage to fetch: as many lines as can be under way. More of them drive each
+ * other out where the stride is a power of two. */
+#define CLASSES_AHEAD 6
+
+/* `count` positions of class c, from the first of them on. */
+static INLINE void V(fetch_class)(const char *z, ptrdiff_t c, ptrdiff_t stride, ptrdiff_t bytes) {
+    for (ptrdiff_t line = 0; line < bytes; line += 64) __builtin_prefetch(z + c * stride + line);
+}
+
 /* Classes a stride apart: targets [first, end) of position `outer`. Where the stride is a power of two, as in images,
  * the lines of all classes compete for a few places in the caches; so logits are read once into a stage of their own,
- * in stretches as long as it allows, and gradients leave it once; unless there are too many classes for it. */
+ * and gradients leave it once; unless there are too many classes for it. */
 static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first, ptrdiff_t end, fl_metrics *metrics,
                         double *loss) {
     const fl_class_call *call = &task->call;
-    const ptrdiff_t classes = call->classes;
+    const ptrdiff_t classes = call->classes, real = (ptrdiff_t)sizeof(REAL);
     const ptrdiff_t in_size = dtype_size(call->logits.dtype), out_size = dtype_size(call->grad.dtype);
     const ptrdiff_t in_stride = call->logits.class_stride * in_size, out_stride = call->grad.class_stride * out_size;
     const ptrdiff_t i0 = outer / call->n[1], i1 = outer % call->n[1];
-    const char *z = (const char *)call->logits.data + position(&call->logits, i0, i1) * in_size;
-    char *grad = call->grad.data;
-    if (grad) grad += position(&call->grad, i0, i1) * out_size;
+    const char *logits = (const char *)call->logits.data + position(&call->logits, i0, i1) * in_size;
+    char *grads = call->grad.data;
+    if (grads) grads += position(&call->grad, i0, i1) * out_size;
     const REAL *probs = call->target_probs.data;
     if (probs) probs += position(&call->target_probs, i0, i1);
     REAL *losses = call->losses;
     REAL stage[STAGE];
-    const ptrdiff_t width = STAGE / classes / LANE_TARGETS * LANE_TARGETS; /* 0: no stage */
-    const ptrdiff_t step = width > 0 ? width : LANE_TARGETS;
-    const bool plain = V(is_plain)(task) && (width > 0 || V(is_native)(task));
+    const bool staged = classes * LANE_TARGETS <= STAGE;
+    const bool plain = V(is_plain)(task) && (staged || V(is_native)(task));
     const bool same_factors = V(same_factors)(task);
-    const bool streamed = width > 0 && call->grad.dtype == NATIVE && streams_softmax(task);
-    double sum = 0;
+    /* Lines that are streamed in parts cost more than they spare: a step of each class has to begin where a line does.
+     */
+    const bool streamed = staged && call->grad.dtype == NATIVE && streams_softmax(task) && out_stride % 64 == 0;
+    const ptrdiff_t in_line = streamed ? (ptrdiff_t)((uintptr_t)(grads + first * out_size) & 63) / out_size : 0;
+    /* What the kernels see: the stage, or the arrays themselves. */
+    const int z_dtype = staged ? NATIVE : call->logits.dtype, grad_dtype = staged ? NATIVE : call->grad.dtype;
+    const ptrdiff_t z_stride = staged ? LANE_TARGETS * real : in_stride;
+    const ptrdiff_t grad_stride = staged ? LANE_TARGETS * real : out_stride;
+    double sums[4] = {0, 0, 0, 0}; /* of every fourth target: the same however the steps are cut */
     V(lane_batch) batch;
     for (ptrdiff_t i = 0; i < LANE_TARGETS; i++)
         V(target_factors)(task, 0, call->target && same_factors ? 0 : NO_INDEX, &batch.a[i], &batch.s[i], &batch.g[i]);
-    for (ptrdiff_t from = first; from < end; from += step) {
-        const ptrdiff_t count = end - from < step ? end - from : step;
-        if (width > 0)
-            for (ptrdiff_t c = 0; c < classes; c++) {
-                const char *p = z + c * in_stride + from * in_size;
-                for (ptrdiff_t line = 0; c + 1 < classes && line < count * in_size; line += 64)
-                    __builtin_prefetch(p + in_stride + line);
-                V(load_block)(p, call->logits.dtype, count, 0, stage + c * width);
-            }
-        for (ptrdiff_t at = 0; at < count; at += LANE_TARGETS) {
-            const ptrdiff_t n = count - at < LANE_TARGETS ? count - at : LANE_TARGETS;
-            const ptrdiff_t row = outer * call->inner + from + at;
-            int64_t y[LANE_TARGETS];
-            if (!V(target_classes)(task, row, n, y)) return FL_ERROR_INDEX;
-            batch.any_ignored = false;
-            for (ptrdiff_t i = 0; i < n; i++) {
-                batch.any_ignored |= y[i] == -1;
-                batch.y[i] = (V(index))y[i];
-                if (!same_factors)
-                    V(target_factors)(task, row + i, (ptrdiff_t)y[i], &batch.a[i], &batch.s[i], &batch.g[i]);
-            }
-            for (ptrdiff_t i = n; i < LANE_TARGETS; i++) {
-                batch.y[i] = -1;
-                batch.a[i] = batch.s[i] = batch.g[i] = 0;
-            }
-            const char *z_at = width > 0 ? (const char *)(stage + at) : z + (from + at) * in_size;
-            char *grad_at = !grad ? NULL : width > 0 ? (char *)(stage + at) : grad + (from + at) * out_size;
-            const int z_dtype = width > 0 ? NATIVE : call->logits.dtype;
-            const int grad_dtype = width > 0 ? NATIVE : call->grad.dtype;
-            const ptrdiff_t z_stride = width > 0 ? width * (ptrdiff_t)sizeof(REAL) : in_stride;
-            const ptrdiff_t grad_stride = width > 0 ? width * (ptrdiff_t)sizeof(REAL) : out_stride;
-            const ptrdiff_t real = (ptrdiff_t)sizeof(REAL);
-            if (plain) {
-                V(index_lanes)(task, (const REAL *)z_at, z_stride / real, (REAL *)grad_at, grad_stride / real, &batch,
-                               width > 0 ? n + (-n & (LANES - 1)) : n);
-            } else {
-                const REAL *probs_at = probs ? probs + from + at : NULL;
-                for (ptrdiff_t i = 0; i < n; i += LANES)
-                    V(any_lanes)(task, z_at + i * (width > 0 ? real : in_size), z_stride, z_dtype,
-                                 grad ? grad_at + i * (width > 0 ? real : out_size) : NULL, grad_stride, grad_dtype,
-                                 probs ? probs_at + i : NULL, call->target_probs.class_stride, &batch, i,
-                                 n - i < LANES ? n - i : LANES);
-            }
-            sum += V(sum_losses)(batch.loss, n);
-            if (losses) memcpy(losses + row, batch.loss, (size_t)n * sizeof *losses);
-            ptrdiff_t counted = 0;
-            for (ptrdiff_t i = 0; metrics && i < n; i++) {
-                if (call->lse) ((REAL *)call->lse)[row + i] = batch.y[i] < 0 ? 0 : batch.lse[i];
-                if (batch.y[i] < 0) continue;
-                batch.lse[counted] = batch.lse[i];
-                batch.entropy[counted] = batch.entropy[i];
-                batch.ahead[counted++] = batch.ahead[i];
-            }
-            if (metrics) V(add_metrics)(task, batch.lse, batch.entropy, batch.ahead, counted, metrics);
+    for (ptrdiff_t from = first, n; from < end; from += n) {
+        const ptrdiff_t step = from == first ? LANE_TARGETS - in_line : LANE_TARGETS;
+        n = end - from < step ? end - from : step;
+        const ptrdiff_t row = outer * call->inner + from;
+        const ptrdiff_t bytes = n * in_size;
+        const char *z = logits + from * in_size;
+        char *grad = grads ? grads + from * out_size : NULL;
+        for (ptrdiff_t c = 0; staged && c < classes; c++) {
+            if (c + CLASSES_AHEAD < classes) V(fetch_class)(z, c + CLASSES_AHEAD, in_stride, bytes);
+            V(load_block)(z + c * in_stride, call->logits.dtype, n, 0, stage + c * LANE_TARGETS);
         }
-        for (ptrdiff_t c = 0; width > 0 && grad && c < classes; c++) {
+        for (ptrdiff_t c = 0; staged && from + n < end && c < classes && c < CLASSES_AHEAD; c++)
+            V(fetch_class)(z + n * in_size, c, in_stride, bytes);
+        int64_t y[LANE_TARGETS];
+        if (!V(target_classes)(task, row, n, y)) return FL_ERROR_INDEX;
+        ptrdiff_t ignored = 0;
+        for (ptrdiff_t i = 0; i < n; i++) ignored += y[i] == -1;
+        batch.any_ignored = ignored > 0;
+        for (ptrdiff_t i = 0; i < n; i++) batch.y[i] = (V(index))y[i];
+        for (ptrdiff_t i = 0; i < n && !same_factors; i++)
+            V(target_factors)(task, row + i, (ptrdiff_t)y[i], &batch.a[i], &batch.s[i], &batch.g[i]);
+        for (ptrdiff_t i = n; i < LANE_TARGETS; i++) {
+            batch.y[i] = -1;
+            batch.a[i] = batch.s[i] = batch.g[i] = 0;
+        }
+        const char *z_at = staged ? (const char *)stage : z;
+        char *grad_at = !grad ? NULL : staged ? (char *)stage : grad;
+        if (plain)
+            V(index_lanes)(task, (const REAL *)z_at, z_stride / real, (REAL *)grad_at, grad_stride / real, &batch,
+                           staged ? n + (-n & (LANES - 1)) : n);
+        for (ptrdiff_t i = 0; !plain && i < n; i += LANES)
+            V(any_lanes)(task, z_at + i * (staged ? real : in_size), z_stride, z_dtype,
+                         grad ? grad_at + i * (staged ? real : out_size) : NULL, grad_stride, grad_dtype,
+                         probs ? probs + from + i : NULL, call->target_probs.class_stride, &batch, i,
+                         n - i < LANES ? n - i : LANES);
+        for (ptrdiff_t i = 0; i < n; i++) sums[(from - first + i) % 4] += (double)batch.loss[i];
+        if (losses) memcpy(losses + row, batch.loss, (size_t)n * sizeof *losses);
+        ptrdiff_t counted = 0;
+        for (ptrdiff_t i = 0; metrics && i < n; i++) {
+            if (call->lse) ((REAL *)call->lse)[row + i] = batch.y[i] < 0 ? 0 : batch.lse[i];
+            if (batch.y[i] < 0) continue;
+            batch.entropy[counted] = batch.entropy[i];
+            batch.ahead[counted++] = batch.ahead[i];
+        }
+        if (metrics) V(add_metrics)(task, batch.entropy, batch.ahead, counted, metrics);
+        for (ptrdiff_t c = 0; staged && grad && c < classes; c++) {
             if (streamed)
-                V(stream_scaled)((REAL *)(grad + c * out_stride) + from, 0, count, true, stage + c * width, 1, 0);
+                V(stream_scaled)((REAL *)(grad + c * out_stride), 0, n, true, stage + c * LANE_TARGETS, 1, 0);
             else
-                V(store_block)(grad + c * out_stride + from * out_size, call->grad.dtype, count, stage + c * width);
+                V(store_block)(grad + c * out_stride, call->grad.dtype, n, stage + c * LANE_TARGETS);
         }
     }
     if (streamed) vec_fence();
-    *loss = sum;
+    *loss = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     return FL_OK;
 }
 

@@ -6,17 +6,20 @@
  *     load_part, store_part    the first n lanes only, 0 < n < lanes; the other lanes are loaded as `fill`
  *     fma, fnma                a b + c, c - a b; one rounding where VEC_HAS_FMA
  *     max, min                 the second operand where either is NaN
- *     lt, eq                   lane masks, false for NaN;  select(m, a, b): m ? a : b;  zero_where(m, a): m ? 0 : a
+ *     lt, eq, any              lane masks, false for NaN; whether any lane is set
+ *     select, zero_where       select(m, a, b): m ? a : b;  zero_where(m, a): m ? 0 : a
+ *     count_where              count_where(m, n): m ? n + 1 : n
  *     pow2                     2^n, from t = n + bias + 1.5 * 2^mantissa bits (see exp in vector_math.h)
- *     exponent                 an integer's bits above the mantissa, as a number
- *     acc                      a sum in double, lane by lane
- *     rows_max, rows_sum       lane i of the result reduces vector i: as many vectors as lanes
- *     transpose                as many vectors as lanes
- *     load_f16, store_f16      half precision, rounded to nearest even; bf16 likewise */
+ *     pow2_steps               2^(n / 2^POW2_STEP_BITS) likewise, by a table that fits a register; the bias is in
+ * steps, and the table's entries come from minimax.py. Float only, and only where there is such exponent an integer's
+ * bits above the mantissa, as a number acc                      a sum in double, lane by lane rows_max, rows_sum lane i
+ * of the result reduces vector i: as many vectors as lanes transpose                as many vectors as lanes load_f16,
+ * store_f16      half precision, rounded to nearest even; bf16 likewise */
 #include <immintrin.h>
 
 #define VEC_BYTES 32
 #define VEC_HAS_FMA 1
+#define POW2_STEP_BITS 3
 
 /* Puts streamed stores before all that follows. */
 static INLINE void vec_fence(void) { _mm_sfence(); }
@@ -66,9 +69,17 @@ static INLINE f_vec f_min(f_vec a, f_vec b) { return _mm256_min_ps(a, b); }
 static INLINE f_vec f_abs(f_vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 static INLINE f_mask f_lt(f_vec a, f_vec b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 static INLINE f_mask f_eq(f_vec a, f_vec b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+static INLINE bool f_any(f_mask m) { return _mm256_movemask_ps(m) != 0; }
 static INLINE f_vec f_select(f_mask m, f_vec a, f_vec b) { return _mm256_blendv_ps(b, a, m); }
+static INLINE f_vec f_count_where(f_mask m, f_vec n) { return _mm256_add_ps(n, _mm256_and_ps(m, _mm256_set1_ps(1))); }
 static INLINE f_vec f_zero_where(f_mask m, f_vec a) { return _mm256_andnot_ps(m, a); }
 static INLINE f_vec f_pow2(f_vec t) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(t), 23)); }
+static const int32_t power_table[8] = {0x0, -0x46a3e, -0x7c810, -0xa0129, -0xafb0d, -0xa98d6, -0x8bb03, -0x53f39};
+static INLINE f_vec f_pow2_steps(f_vec t) {
+    const __m256i bits = _mm256_castps_si256(t);
+    const __m256i bent = _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)power_table), bits);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(bits, 23 - POW2_STEP_BITS), bent));
+}
 static INLINE f_int f_int_load(const f_index *p) { return _mm256_loadu_si256((const __m256i *)p); }
 static INLINE f_int f_int_set(f_index x) { return _mm256_set1_epi32(x); }
 static INLINE f_mask f_int_eq(f_int a, f_int b) { return _mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b)); }
@@ -182,7 +193,9 @@ static INLINE d_vec d_min(d_vec a, d_vec b) { return _mm256_min_pd(a, b); }
 static INLINE d_vec d_abs(d_vec a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }
 static INLINE d_mask d_lt(d_vec a, d_vec b) { return _mm256_cmp_pd(a, b, _CMP_LT_OQ); }
 static INLINE d_mask d_eq(d_vec a, d_vec b) { return _mm256_cmp_pd(a, b, _CMP_EQ_OQ); }
+static INLINE bool d_any(d_mask m) { return _mm256_movemask_pd(m) != 0; }
 static INLINE d_vec d_select(d_mask m, d_vec a, d_vec b) { return _mm256_blendv_pd(b, a, m); }
+static INLINE d_vec d_count_where(d_mask m, d_vec n) { return _mm256_add_pd(n, _mm256_and_pd(m, _mm256_set1_pd(1))); }
 static INLINE d_vec d_zero_where(d_mask m, d_vec a) { return _mm256_andnot_pd(m, a); }
 static INLINE d_vec d_pow2(d_vec t) { return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(t), 52)); }
 static INLINE d_int d_int_load(const d_index *p) { return _mm256_loadu_si256((const __m256i *)p); }

@@ -3,6 +3,7 @@
 
 #define VEC_BYTES 64
 #define VEC_HAS_FMA 1
+#define POW2_STEP_BITS 4
 
 /* Puts streamed stores before all that follows. */
 static INLINE void vec_fence(void) { _mm_sfence(); }
@@ -35,9 +36,18 @@ static INLINE f_vec f_min(f_vec a, f_vec b) { return _mm512_min_ps(a, b); }
 static INLINE f_vec f_abs(f_vec a) { return _mm512_abs_ps(a); }
 static INLINE f_mask f_lt(f_vec a, f_vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 static INLINE f_mask f_eq(f_vec a, f_vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+static INLINE bool f_any(f_mask m) { return m != 0; }
 static INLINE f_vec f_select(f_mask m, f_vec a, f_vec b) { return _mm512_mask_blend_ps(m, b, a); }
+static INLINE f_vec f_count_where(f_mask m, f_vec n) { return _mm512_mask_add_ps(n, m, n, _mm512_set1_ps(1)); }
 static INLINE f_vec f_zero_where(f_mask m, f_vec a) { return _mm512_maskz_mov_ps((f_mask)~m, a); }
 static INLINE f_vec f_pow2(f_vec t) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t), 23)); }
+static const int32_t power_table[16] = {0x0,      -0x2553d, -0x46a3e, -0x63c2d, -0x7c810, -0x90ace, -0xa0129, -0xaa7c1,
+                                        -0xafb0d, -0xaf75c, -0xa98d6, -0x9db74, -0x8bb03, -0x73321, -0x53f39, -0x2da83};
+static INLINE f_vec f_pow2_steps(f_vec t) {
+    const __m512i bits = _mm512_castps_si512(t);
+    const __m512i bent = _mm512_permutexvar_epi32(bits, _mm512_loadu_si512(power_table));
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(bits, 23 - POW2_STEP_BITS), bent));
+}
 static INLINE f_int f_int_load(const f_index *p) { return _mm512_loadu_si512(p); }
 static INLINE f_int f_int_set(f_index x) { return _mm512_set1_epi32(x); }
 static INLINE f_mask f_int_eq(f_int a, f_int b) { return _mm512_cmpeq_epi32_mask(a, b); }
@@ -143,7 +153,9 @@ static INLINE d_vec d_min(d_vec a, d_vec b) { return _mm512_min_pd(a, b); }
 static INLINE d_vec d_abs(d_vec a) { return _mm512_abs_pd(a); }
 static INLINE d_mask d_lt(d_vec a, d_vec b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
 static INLINE d_mask d_eq(d_vec a, d_vec b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
+static INLINE bool d_any(d_mask m) { return m != 0; }
 static INLINE d_vec d_select(d_mask m, d_vec a, d_vec b) { return _mm512_mask_blend_pd(m, b, a); }
+static INLINE d_vec d_count_where(d_mask m, d_vec n) { return _mm512_mask_add_pd(n, m, n, _mm512_set1_pd(1)); }
 static INLINE d_vec d_zero_where(d_mask m, d_vec a) { return _mm512_maskz_mov_pd((d_mask)~m, a); }
 static INLINE d_vec d_pow2(d_vec t) { return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(t), 52)); }
 static INLINE d_int d_int_load(const d_index *p) { return _mm512_loadu_si512(p); }

@@ -55,10 +55,16 @@ typedef struct {
     static INLINE P##_vec P##_div(P##_vec a, P##_vec b) { return a / b; }                                            \
     static INLINE P##_mask P##_lt(P##_vec a, P##_vec b) { return (P##_mask)(a < b); }                                \
     static INLINE P##_mask P##_eq(P##_vec a, P##_vec b) { return (P##_mask)(a == b); }                               \
+    static INLINE bool P##_any(P##_mask m) {                                                                         \
+        bool any = false;                                                                                            \
+        for (int i = 0; i < N; i++) any |= m[i] != 0;                                                                \
+        return any;                                                                                                  \
+    }                                                                                                                \
     static INLINE P##_vec P##_select(P##_mask m, P##_vec a, P##_vec b) {                                             \
         return (P##_vec)(((P##_int)a & m) | ((P##_int)b & ~m));                                                      \
     }                                                                                                                \
     static INLINE P##_vec P##_zero_where(P##_mask m, P##_vec a) { return (P##_vec)((P##_int)a & ~m); }               \
+    static INLINE P##_vec P##_count_where(P##_mask m, P##_vec n) { return n + (P##_vec)((P##_int)P##_set(1) & m); }  \
     static INLINE P##_vec P##_abs(P##_vec a) { return (P##_vec)((P##_int)a & ~(P##_int)P##_set((R) - 0.0)); }        \
     static INLINE P##_vec P##_pow2(P##_vec t) { return (P##_vec)((P##_bits_vec)t << MANTISSA); }                     \
     static INLINE P##_int P##_int_load(const P##_index *p) {                                                         \

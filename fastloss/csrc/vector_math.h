@@ -99,11 +99,29 @@ static INLINE V(vec) V(exp_split)(V(vec) x, int scale_bits, V(vec) * power) {
 }
 
 /* e^x 2^EXP_SCALE_BITS; exactly 0 for -inf, exactly 2^EXP_SCALE_BITS for 0. The caller keeps x below 60. */
+#if WORKING_TYPE == 32 && defined(POW2_STEP_BITS)
+/* A table of the powers between those of two leaves so little to the polynomial that two coefficients do. */
+static INLINE f_vec f_exp_scaled(f_vec x) {
+    const float steps = 1 << POW2_STEP_BITS;
+    const f_vec round = f_set(EXP_ROUND + steps * (EXP_BIAS + EXP_SCALE_BITS));
+    const f_vec lowest = f_set(-(EXP_BIAS + EXP_SCALE_BITS) / EXP_PER_LN2);
+    const f_vec c2 = f_set(POW2_STEP_BITS == 3 ? 0x1.000878p-1f : 0x1.000220p-1f);
+    const f_vec c3 = f_set(POW2_STEP_BITS == 3 ? 0x1.5556fap-3f : 0x1.55561cp-3f);
+    x = f_max(lowest, x);
+    const f_vec t = f_fma(x, f_set(steps * EXP_PER_LN2), round);
+    const f_vec n = f_sub(t, round);
+    f_vec r = f_fnma(n, f_set(EXP_LN2_UPPER / steps), x);
+    r = f_fnma(n, f_set(EXP_LN2_LOWER / steps), r);
+    const f_vec power = f_pow2_steps(t);
+    return f_fma(f_fma(f_fma(c3, r, c2), f_mul(r, r), r), power, power);
+}
+#else
 static INLINE V(vec) V(exp_scaled)(V(vec) x) {
     V(vec) power;
     const V(vec) tail = V(exp_split)(x, EXP_SCALE_BITS, &power);
     return V(fma)(tail, power, power);
 }
+#endif
 
 static INLINE V(vec) V(unscale)(V(vec) e) { return V(mul)(e, V(set)((REAL)1 / ((uint64_t)1 << EXP_SCALE_BITS))); }
 
