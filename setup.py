@@ -177,6 +177,6 @@ setup(
         "torch": ["torch>=2.13", "ml_dtypes"],
         "test": ["pytest>=8", "mpmath", "ml_dtypes", "threadpoolctl", *NUMBA],
         "demo": ["matplotlib"],
-        "bench": ["asv", "ml_dtypes", "scikit-learn", "torch", "jax", "optax", *NUMBA],
+        "bench": ["asv", "selenium", "ml_dtypes", "scikit-learn", "torch", "jax", "optax", "matplotlib", *NUMBA],
     },
 )

@@ -1,6 +1,6 @@
-"""Measures what fastloss is asked to reach, prints it beside what it reaches, and writes the README's table.
+"""Measures what fastloss is asked to reach, and prints it beside what it reaches.
 
-    python asv_bench/table.py [--write README.md] [--json FILE] [--isa x86-64-v3 ...] [--only "64 x 10" ...]
+    python asv_bench/table.py [--json FILE] [--isa x86-64-v3 ...] [--only "64 x 10" ...]
 
 Each number of threads is a process of its own that has as many CPUs, where everything takes turns: fastloss into a
 reused buffer, the parallel copy, and the peers that are installed. Figures are ratios of medians. It takes minutes.
@@ -9,13 +9,7 @@ reused buffer, the parallel copy, and the peers that are installed. Figures are 
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
-import re
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -23,15 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks import calls, cases
 from tqdm import tqdm
 
 import fastloss as fl
-from fastloss.engines import get as get_engine
+from fastloss.bench import calls, cases, machine, processes, timing
 
 THREADS = (1, 2)
-PEERS = ("torch", "JAX", "scikit-learn")
-PACKAGES = ("numpy", "torch", "jax", "optax", "scikit-learn")
 
 # shape: (at most so many copies on 1 and on 2 threads, at least so many times torch, at least so many times JAX)
 ASKED = {
@@ -54,58 +45,39 @@ Times = dict[str, dict[str, float]]  # of a group of calls that took turns, by i
 # ---- In the process of a number of threads --------------------------------------------------------------------------
 
 
-def peers(name: str, batch: cases.Batch, threads: int) -> dict[str, calls.Call]:
-    """The peers that are installed, their results checked."""
-    makers: dict[str, Callable[[], calls.Call]] = {"torch": partial(calls.torch_call, batch, threads)}
-    if ASKED[name][2] is not None:
-        makers["JAX"] = partial(calls.jax_call, batch)
-    if name in ASKED_SKLEARN:
-        makers["scikit-learn"] = partial(calls.sklearn_call, batch, threads)
-    found = {}
-    for peer, make in makers.items():
-        try:
-            found[peer] = make()
-        except calls.Missing as missing:
-            tqdm.write(str(missing), file=sys.stderr)
-            continue
-        loss, grad = found[peer]()
-        batch.verify(*((loss.mean(), grad / len(grad)) if peer == "scikit-learn" else (loss, grad)))
-    return found
+def make(name: str, dtype: str = "float32") -> cases.Batch:
+    if name == "BCE, 2e7":
+        return cases.make(cases.Case("binary_cross_entropy_with_logits", "20000000", dtype, "cython"))
+    return cases.make(cases.Case("cross_entropy", name, dtype, "cython"))
 
 
 def main_group(name: str, threads: int) -> dict[str, calls.Call]:
-    batch = cases.make(name)
+    batch = make(name)
     group = {"fastloss": calls.fused(batch, threads), "copy": calls.copy(batch, threads)}
-    batch.verify(*group["fastloss"]())
-    return group | peers(name, batch, threads)
+    wanted = ["torch"] + ["JAX"] * (ASKED[name][2] is not None) + ["scikit-learn"] * (name in ASKED_SKLEARN)
+    found, missing = calls.peers(batch, threads, tuple(wanted))
+    for peer, reason in missing.items():
+        tqdm.write(f"{name}: {peer}: {reason}", file=sys.stderr)
+    return group | found
 
 
 def variants_group(name: str, threads: int) -> dict[str, calls.Call]:
     """Loss only, in place, and in memory that is recycled."""
-    batch = cases.make(name)
-    group = {
+    batch = make(name)
+    return {
         "fastloss": calls.fused(batch, threads),
         "copy": calls.copy(batch, threads),
         "loss only": calls.loss_only(batch, threads),
         "recycled": calls.recycled(batch, threads),
+        "in place": calls.in_place(make(name), threads),
     }
-    for call in ("fastloss", "recycled"):
-        batch.verify(*group[call]())
-    batch.verify(group["loss only"]())
-    # The gradient of a gradient is a batch like any other; only the first of them can be checked.
-    other = cases.make(name)
-    other.expected  # noqa: B018, worked out while the logits are there
-    group["in place"] = calls.fused(other, threads, out_grad=other.logits)
-    other.verify(*group["in place"]())
-    return group
 
 
 def dtypes_group(name: str, threads: int, dtypes: tuple[str, ...]) -> dict[str, calls.Call]:
     group = {}
     for dtype in dtypes:
-        batch = cases.make(name, dtype)
+        batch = make(name, dtype)
         group[dtype] = calls.fused(batch, threads)
-        batch.verify(*group[dtype]())
         if dtype == "float64":
             group["copy"] = calls.copy(batch, threads)
     return group
@@ -134,23 +106,18 @@ def measure(threads: int, rounds: int, only: list[str]) -> dict[str, Any]:
     with tqdm(total=rounds * len(groups), unit="round", file=sys.stderr) as bar:
         for name, make in groups.items():
             bar.set_description(f"{threads} thread{'s' * (threads > 1)}, {name}")
-            times[name] = calls.medians(make(), rounds, progress=bar.update)
-    return {"isa": get_engine("cython").isa(), "times": times}
+            times[name] = timing.medians(timing.take_turns(make(), rounds=rounds, progress=bar.update))
+    return {"isa": machine.isa(), "times": times}
 
 
 def in_own_process(threads: int, isa: str | None, arguments: argparse.Namespace) -> dict[str, Any]:
-    """measure() in a process that has as many CPUs as threads, so that XLA has no more either."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
-    if isa:
-        environment["FASTLOSS_ISA"] = isa
-    if threads == 1:
-        environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
-    command = [sys.executable, __file__, "--threads", str(threads), "--rounds", str(arguments.rounds)]
+    """measure() in a process that has as many CPUs as threads."""
+    command = [__file__, "--threads", str(threads), "--rounds", str(arguments.rounds)]
     command += ["--only", *arguments.only] if arguments.only else []
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        sys.exit(f"the process for {threads} threads failed: see above")
-    return json.loads(done.stdout.splitlines()[-1])
+    try:
+        return json.loads(list(processes.run(command, threads, isa))[-1])
+    except processes.WorkerFailed as error:
+        sys.exit(str(error))
 
 
 # ---- Asked and reached ----------------------------------------------------------------------------------------------
@@ -198,73 +165,8 @@ def print_figures(isa: str, runs: dict[int, Times]) -> None:
     print(f"{missed} missed" if missed else "all met")
 
 
-# ---- The README's table ---------------------------------------------------------------------------------------------
-
-
-def machine() -> str:
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M)
-        model = names[0] if names else model
-    model = re.sub(r"\((R|TM)\)", "", model)
-    return f"{model}, {os.cpu_count()} CPUs, {platform.system()}"
-
-
-def versions() -> str:
-    found = []
-    for package in PACKAGES:
-        try:
-            found.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return ", ".join(found)
-
-
-def markdown(isa: str, runs: dict[int, Times]) -> str:
-    """A row a shape; each cell holds the figure of every number of threads."""
-
-    def cell(figure: Callable[[dict[str, float]], str], name: str) -> str:
-        try:
-            return " / ".join(figure(times[name]) for times in runs.values())
-        except KeyError:  # not measured
-            return ""
-
-    def time(t: dict[str, float]) -> str:
-        return f"{t['fastloss'] * 1e3:.2f} ms" if t["fastloss"] >= 1e-4 else f"{t['fastloss'] * 1e6:.1f} µs"
-
-    def copies(t: dict[str, float]) -> str:
-        return f"{t['fastloss'] / t['copy']:.2f}"
-
-    def speedup(peer: str) -> Callable[[dict[str, float]], str]:
-        return lambda t: f"{t[peer] / t['fastloss']:.3g}×"
-
-    lines = [
-        f"On {machine()}; instruction set {isa}; {versions()}; {datetime.date.today()}. "
-        f"Each cell: {' / '.join(map(str, runs))} threads.",
-        "",
-        "| logits | fastloss | copies of the logits | torch eager | jitted JAX | scikit-learn |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name in ASKED:
-        cells = [cell(time, name), cell(copies, name) if ASKED[name][0] else ""]
-        cells += [cell(speedup(peer), name) for peer in PEERS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def write(path: Path, tables: list[str]) -> None:
-    """Puts the tables between the markers."""
-    text = path.read_text()
-    body = "\n\n".join(tables)
-    new, count = re.subn(r"(<!-- speed -->\n).*?(<!-- /speed -->)", lambda m: f"{m[1]}{body}\n{m[2]}", text, flags=re.S)
-    if count != 1:
-        sys.exit(f"{path} needs one pair of <!-- speed --> and <!-- /speed -->, each on a line of its own")
-    path.write_text(new)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", type=Path, help="a file to put the table in, between its markers")
     parser.add_argument("--json", type=Path, help="a file for all medians, in seconds")
     parser.add_argument("--isa", nargs="*", default=[None], help="instruction sets; without it, the one in use")
     parser.add_argument("--rounds", type=int, default=15, help="turns that each call takes (default: 15)")
@@ -272,25 +174,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, choices=THREADS, help=argparse.SUPPRESS)  # in the process started here
     arguments = parser.parse_args()
     if arguments.threads:
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
-        calls.need_threads(arguments.threads)
+        processes.take_cpus(arguments.threads)
         print(json.dumps(measure(arguments.threads, arguments.rounds, arguments.only)))
         return
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
-        print(f"the load is {os.getloadavg()[0]:.1f}: on a busy machine these figures mean nothing", file=sys.stderr)
-    tables, everything = [], {}
+    complaint = machine.complaint()
+    if complaint:
+        print(complaint, file=sys.stderr)
+    everything = {}
     for isa in arguments.isa:
         measured = {threads: in_own_process(threads, isa, arguments) for threads in THREADS}
         runs = {threads: result["times"] for threads, result in measured.items()}
         name = measured[THREADS[0]]["isa"]
         print_figures(name, runs)
-        tables.append(markdown(name, runs))
         everything[name] = runs
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine(), "versions": versions(), "seconds": everything}))
-    if arguments.write:
-        write(arguments.write, tables)
+        known = {"machine": machine.machine(), "versions": machine.versions()}
+        arguments.json.write_text(json.dumps({**known, "seconds": everything}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: ``python -m fastloss demo | info | config``."""
+"""The command line: ``python -m fastloss demo | bench | info | config``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         from fastloss import demo
 
         return demo.main(list(argv[1:]))
+    if argv[:1] == ["bench"]:
+        from fastloss.bench import command
+
+        return command.main(list(argv[1:]))
 
     parser = argparse.ArgumentParser(prog="python -m fastloss", description=fl.__doc__)
     parser.add_argument("--version", action="version", version=f"fastloss {fl.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | info | config")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | bench | info | config")
     commands.add_parser("demo", help="train a language model on the Python standard library's source")
+    commands.add_parser("bench", help="measure fastloss against a copy and against what is installed")
     commands.add_parser("info", help="what runs here: engines, threads, instruction set")
     where = commands.add_parser("config", help="where the C library is, for compilers and CMake")
     where.add_argument("--cflags", action="store_true", help="flags that compile a C program")

@@ -6,12 +6,43 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 if TYPE_CHECKING:
     from fastloss.validate import Array, NDArray
 
 LOSSES: dict[str, Callable[..., Any]] = {}
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What a loss takes."""
+
+    input: Literal["logits", "log-probabilities", "probabilities"]
+    target: Literal["indices", "indices or probabilities", "probabilities", "index lists", "zeros and ones", "signs"]
+    ignore_index: int | None = None
+    regions: bool = False  # compares regions of images; with other modes it takes other targets
+
+
+DOMAINS = {
+    "cross_entropy": Domain("logits", "indices or probabilities", -100),
+    "focal_cross_entropy": Domain("logits", "indices or probabilities", -100),
+    "nll_loss": Domain("log-probabilities", "indices", -100),
+    "kl_div": Domain("log-probabilities", "probabilities"),
+    "multi_margin_loss": Domain("logits", "indices"),
+    "multilabel_margin_loss": Domain("logits", "index lists"),
+    "binary_cross_entropy_with_logits": Domain("logits", "zeros and ones"),
+    "binary_cross_entropy": Domain("probabilities", "zeros and ones"),
+    "sigmoid_focal_loss": Domain("logits", "zeros and ones"),
+    "multilabel_soft_margin_loss": Domain("logits", "zeros and ones"),
+    "soft_margin_loss": Domain("logits", "signs"),
+    "hinge_loss": Domain("logits", "signs"),
+    "dice_loss": Domain("logits", "indices", regions=True),
+    "jaccard_loss": Domain("logits", "indices", regions=True),
+    "tversky_loss": Domain("logits", "indices", regions=True),
+    "lovasz_loss": Domain("logits", "indices", regions=True),
+}
 
 _DIAGNOSE = os.environ.get("FASTLOSS_DIAGNOSE", "") in ("1", "true")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from fastloss import validate
+from fastloss.catalogue import DOMAINS, Domain
 
 if TYPE_CHECKING:
     from fastloss.validate import Array, Index, NDArray
@@ -88,30 +89,6 @@ class Diagnosis:
         return f"<Diagnosis: {codes or 'nothing suspicious found'}>"
 
 
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    """What a loss takes."""
-
-    input: Literal["logits", "log-probabilities", "probabilities"]
-    target: Literal["indices", "indices or probabilities", "probabilities", "index lists", "zeros and ones", "signs"]
-    ignore_index: int | None = None
-
-
-_EXPECTED = {
-    "cross_entropy": _Expected("logits", "indices or probabilities", -100),
-    "focal_cross_entropy": _Expected("logits", "indices or probabilities", -100),
-    "nll_loss": _Expected("log-probabilities", "indices", -100),
-    "kl_div": _Expected("log-probabilities", "probabilities"),
-    "multi_margin_loss": _Expected("logits", "indices"),
-    "multilabel_margin_loss": _Expected("logits", "index lists"),
-    "binary_cross_entropy_with_logits": _Expected("logits", "zeros and ones"),
-    "binary_cross_entropy": _Expected("probabilities", "zeros and ones"),
-    "sigmoid_focal_loss": _Expected("logits", "zeros and ones"),
-    "multilabel_soft_margin_loss": _Expected("logits", "zeros and ones"),
-    "soft_margin_loss": _Expected("logits", "signs"),
-    "hinge_loss": _Expected("logits", "signs"),
-}
-_OVERLAP = ("dice_loss", "jaccard_loss", "tversky_loss", "lovasz_loss")
 _OPTIONS = ("axis", "ignore_index", "weight", "mode", "from_logits", "log_target")
 
 
@@ -221,13 +198,15 @@ def check_first(name: str, logits: Any, target: Any, options: Mapping[str, Any])
         warnings.warn(f"fastloss.{name}, first batch of this call\n\n{wrong}\n", DiagnosisWarning, stacklevel=level)
 
 
-def _expected(loss: Any, mode: Any, from_logits: Any) -> _Expected:
-    validate.choice("loss", loss, (*_EXPECTED, *_OVERLAP))
+def _expected(loss: Any, mode: Any, from_logits: Any) -> Domain:
+    validate.choice("loss", loss, tuple(DOMAINS))
     validate.choice("mode", mode, ("multiclass", "multilabel", "binary"))
-    if loss in _EXPECTED:
-        return _EXPECTED[loss]
-    return _Expected(
-        "logits" if from_logits else "probabilities", "indices" if mode == "multiclass" else "zeros and ones"
+    if not DOMAINS[loss].regions:
+        return DOMAINS[loss]
+    return Domain(
+        "logits" if from_logits else "probabilities",
+        "indices" if mode == "multiclass" else "zeros and ones",
+        regions=True,
     )
 
 
@@ -246,7 +225,7 @@ class _Check:
     """One batch, and what is found about it."""
 
     loss: str
-    expected: _Expected
+    expected: Domain
     logits: NDArray
     target: NDArray
     axis: int
@@ -485,7 +464,7 @@ class _Check:
         elif classes > 1 and low == high:
             self._add_single_class(f"every label that counts is {low}", counted.size)
         if self.weight is None:
-            if self.loss not in _OVERLAP and 2 <= classes <= _TOO_MANY_CLASSES and low < high:
+            if not self.expected.regions and 2 <= classes <= _TOO_MANY_CLASSES and low < high:
                 self._check_balance(np.bincount(counted.astype(np.int64), minlength=classes))
         elif self.weight.shape == (classes,) and not self.weight[counted.astype(np.int64)].any():
             self.error(
@@ -638,7 +617,7 @@ class _Check:
                 f"all values lie in [0, 1], {low:.3g} to {high:.3g}: sigmoid seems to be applied already",
                 "Give the logits themselves; for many labels at once use binary_cross_entropy_with_logits.",
             )
-        elif are_logs and self.loss not in _OVERLAP:
+        elif are_logs and not self.expected.regions:
             self.note(
                 "log_softmax_applied",
                 "exp of every row sums to 1: log_softmax seems to be applied already",
@@ -684,7 +663,7 @@ class _Check:
         self, values: NDArray, labels: NDArray, picked: NDArray, row_shape: tuple[int, ...]
     ) -> None:
         """A label whose logit is -inf."""
-        if self.loss in _OVERLAP:
+        if self.expected.regions:
             return
         inside = (labels >= 0) & (labels < values.shape[1])
         of_label = values[np.arange(len(values)), np.where(inside, labels, 0).astype(np.int64)]
@@ -789,7 +768,7 @@ class _Check:
         target = self.target
         if target.shape != shape:
             same = _squeezed(target.shape) == _squeezed(shape)
-            if not (same and self.loss in _OVERLAP and self.mode == "binary"):
+            if not (same and self.expected.regions and self.mode == "binary"):
                 self._check_wrong_element_shape(same)
             target = target.reshape(shape) if same else np.zeros(0)
         picked = _spread(logits.size, SAMPLE)
@@ -833,7 +812,7 @@ class _Check:
         self.error("target_shape", message, "Check how batches are put together.")
 
     def _check_element_weight(self) -> None:
-        if self.weight is None or self.loss in _OVERLAP:
+        if self.weight is None or self.expected.regions:
             return
         try:
             validate._broadcastable("weight", self.weight, self.logits.shape)
@@ -874,7 +853,7 @@ class _Check:
     def _add_outside_unit_interval(self, targets: NDArray, low: float, high: float, are_signs: bool) -> None:
         outside = targets[(targets < 0) | (targets > 1)]
         code, suggestion = "target_outside_0_1", "Scale the targets to [0, 1]."
-        takes_ignore_index = self.loss == "binary_cross_entropy_with_logits" or self.loss in _OVERLAP
+        takes_ignore_index = self.loss == "binary_cross_entropy_with_logits" or self.expected.regions
         if are_signs:
             code, suggestion = "signs_for_binary", "Convert: (target + 1) / 2, or target > 0."
         elif high == 255 and low >= 0 and set(np.unique(targets)) == {0.0, 255.0}:

@@ -1,34 +1,34 @@
-"""Time of the same losses and gradients by others, in float32."""
+"""How many times longer others take for loss and gradient, on one thread. Both take turns in one process."""
 
 from __future__ import annotations
 
-from . import calls, cases
+import os
+
+from fastloss.bench import calls, cases, processes, timing
+
+from .common import Benchmark, each_loss, make_batch
 
 
-class NumPy:
-    params = list(cases.CASES)
-    param_names = ("shape",)
-    timeout = 240
+def make(loss):
+    class Speedup(Benchmark):
+        params = (list(calls.PEERS), list(cases.shapes(loss)))
+        param_names = ("peer", "shape")
 
-    def setup(self, shape):
-        batch = cases.make(shape)
-        self.call = calls.numpy_call(batch)
-        batch.verify(*self.call())
+        def setup(self, peer, shape):
+            # Before they are imported, because some take as many threads as there are CPUs.
+            os.environ.update(processes.variables(1))
+            processes.take_cpus(1)
+            batch = make_batch(cases.Case(loss, shape))
+            self.calls = {"peer": calls.PEERS[peer](batch, 1), "fastloss": calls.fused(batch, 1)}
 
-    def time_loss_and_gradient(self, _):
-        self.call()
+        def track_speedup(self, *_):
+            times = timing.medians(timing.take_turns(self.calls, seconds=0.5))
+            return times["peer"] / times["fastloss"]
+
+        track_speedup.unit = "times"
+        track_speedup.pretty_name = f"{loss}: speed-up over others, one thread"
+
+    return Speedup
 
 
-class Torch:
-    params = (list(cases.CASES), [1, 2])
-    param_names = ("shape", "threads")
-    timeout = 240
-
-    def setup(self, shape, threads):
-        calls.need_threads(threads)
-        batch = cases.make(shape)
-        self.call = calls.torch_call(batch, threads)
-        batch.verify(*self.call())
-
-    def time_forward_and_backward(self, *_):
-        self.call()
+each_loss(make, globals())
