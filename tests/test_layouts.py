@@ -373,9 +373,11 @@ def test_more_elements_than_32_bits_count():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize(("dtype", "classes"), [(np.float32, 300), (np.float32, 32771), (np.float64, 5003)])
+@pytest.mark.parametrize(
+    ("dtype", "classes"), [(np.float32, 100), (np.float32, 300), (np.float32, 32771), (np.float64, 5003)]
+)
 def test_large_gradients_of_rows(engine, dtype, classes, smoothing):
-    """Above 32 MiB those of long rows are written past the caches, one row behind: the same bits as in pieces."""
+    """Above 24 MiB they are written past the caches, those of long rows one row behind: the same bits as in pieces."""
     if engine == "reference":
         pytest.skip("knows no caches")
     rows = (32 << 20) // (classes * np.dtype(dtype).itemsize) + 3
@@ -399,7 +401,7 @@ def test_large_gradients_of_rows(engine, dtype, classes, smoothing):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_large_gradients_in_front_of_positions(engine, dtype):
-    """Above 32 MiB they are written past the caches, in whole vectors but for the ends of each line."""
+    """Above 24 MiB they are written past the caches, in whole vectors but for the ends of each line."""
     if engine == "reference":
         pytest.skip("knows no caches")
     classes = 21
