@@ -45,56 +45,106 @@ static INLINE V(vec) V(exp_step)(V(vec) x, REAL *e, ptrdiff_t n, bool has_target
     return has_target ? V(zero_where)(V(int_eq)(V(lane_numbers)(), V(int_set)((V(index))y)), value) : value;
 }
 
+/* e^x 2^EXP_SCALE_BITS times x: the bound is that of the exponential, which is 0 there. */
+static INLINE V(vec) V(add_moment)(V(vec) x, V(vec) e, V(vec) sum) {
+    return V(fma)(e, V(max)(V(set)((REAL)(-(EXP_BIAS + EXP_SCALE_BITS)) / EXP_PER_LN2), x), sum);
+}
+
+/* The target's logit, the next smaller number, and how many classes rank in front of it. */
+typedef struct {
+    V(vec) at, below, ahead;
+} V(ranking);
+
+/* One vector, in which the target is lane y, or outside. Equal logits of earlier classes rank in front. */
+static INLINE void V(rank_step)(V(ranking) * rank, V(vec) z, ptrdiff_t y) {
+    static const REAL numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const V(vec) limit = V(select)(V(lt)(V(load)(numbers), V(set)((REAL)y)), rank->below, rank->at);
+    rank->ahead = V(count_where)(V(lt)(limit, z), rank->ahead);
+}
+
 /* Scaled exponentials of z - ref, kept in e unless that is NULL. Returns their sums per lane, with has_target without
  * that of element y; with sum_x, the sum of z - ref is added to it. What lies `ahead` elements further is fetched
  * meanwhile, of e only where it is memory to come: the processors' own prefetchers keep up with neither. Padded: e has
- * room for whole vectors. */
-static INLINE V(vec) V(exp_part)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, bool has_target, ptrdiff_t y,
-                                 ptrdiff_t ahead, bool fetch_e, bool padded, V(vec) * sum_x) {
+ * room for whole vectors. With `moment`, what is summed times z - ref is added to it; with `rank`, what is
+ * ahead is counted. */
+static INLINE V(vec)
+    V(exp_part)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, bool has_target, ptrdiff_t y, ptrdiff_t ahead,
+                bool fetch_e, bool padded, V(vec) * sum_x, V(vec) * moment, V(ranking) * rank) {
     const V(vec) r = V(set)(ref);
-    V(vec) sum0 = V(set)(0), sum1 = sum0, xs = sum0;
+    V(vec) sum0 = V(set)(0), sum1 = sum0, xs = sum0, moment0 = sum0, moment1 = sum0;
     ptrdiff_t i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES) {
         if (ahead) V(prefetch)(z + i + ahead, false);
         if (fetch_e) V(prefetch)(e + i + ahead, true);
-        const V(vec) x0 = V(sub)(V(load)(z + i), r);
-        const V(vec) x1 = V(sub)(V(load)(z + i + LANES), r);
+        const V(vec) z0 = V(load)(z + i), z1 = V(load)(z + i + LANES);
+        const V(vec) x0 = V(sub)(z0, r), x1 = V(sub)(z1, r);
         if (VEC_BYTES >= 64) {
             if (ahead) V(prefetch)(z + i + LANES + ahead, false);
             if (fetch_e) V(prefetch)(e + i + LANES + ahead, true);
         }
-        sum0 = V(add)(sum0, V(exp_step)(x0, e ? e + i : NULL, LANES, has_target, y - i));
-        sum1 = V(add)(sum1, V(exp_step)(x1, e ? e + i + LANES : NULL, LANES, has_target, y - i - LANES));
+        const V(vec) e0 = V(exp_step)(x0, e ? e + i : NULL, LANES, has_target, y - i);
+        const V(vec) e1 = V(exp_step)(x1, e ? e + i + LANES : NULL, LANES, has_target, y - i - LANES);
+        sum0 = V(add)(sum0, e0);
+        sum1 = V(add)(sum1, e1);
         if (sum_x) xs = V(add)(xs, V(add)(x0, x1));
+        if (moment) moment0 = V(add_moment)(x0, e0, moment0);
+        if (moment) moment1 = V(add_moment)(x1, e1, moment1);
+        if (rank) V(rank_step)(rank, z0, y - i);
+        if (rank) V(rank_step)(rank, z1, y - i - LANES);
     }
     if (i + LANES <= n) {
-        const V(vec) x = V(sub)(V(load)(z + i), r);
-        sum0 = V(add)(sum0, V(exp_step)(x, e ? e + i : NULL, LANES, has_target, y - i));
+        const V(vec) z0 = V(load)(z + i), x = V(sub)(z0, r);
+        const V(vec) e0 = V(exp_step)(x, e ? e + i : NULL, LANES, has_target, y - i);
+        sum0 = V(add)(sum0, e0);
         if (sum_x) xs = V(add)(xs, x);
+        if (moment) moment0 = V(add_moment)(x, e0, moment0);
+        if (rank) V(rank_step)(rank, z0, y - i);
         i += LANES;
     }
     if (i < n) {
-        const V(vec) x = V(sub)(V(load_part)(z + i, n - i, -INFINITY), r);
+        const V(vec) z1 = V(load_part)(z + i, n - i, -INFINITY), x = V(sub)(z1, r);
         if (sum_x) xs = V(add)(xs, V(sub)(V(load_part)(z + i, n - i, ref), r)); /* before e replaces z */
-        sum1 = V(add)(sum1, V(exp_step)(x, e ? e + i : NULL, padded ? LANES : n - i, has_target, y - i));
+        const V(vec) e1 = V(exp_step)(x, e ? e + i : NULL, padded ? LANES : n - i, has_target, y - i);
+        sum1 = V(add)(sum1, e1);
+        if (moment) moment1 = V(add_moment)(x, e1, moment1);
+        if (rank) V(rank_step)(rank, z1, y - i);
     }
     if (sum_x) *sum_x = V(add)(*sum_x, xs);
+    if (moment) *moment = V(add)(*moment, V(add)(moment0, moment1));
     return V(add)(sum0, sum1);
 }
 
-/* The forms of V(exp_part) for blocks: without and with exponentials kept, and the one for all else. */
+/* How many of n numbers are above the limit. */
+static INLINE V(vec) V(count_above)(const REAL *z, ptrdiff_t n, V(vec) limit, V(vec) count) {
+    V(vec) other = V(set)(0);
+    ptrdiff_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        count = V(count_where)(V(lt)(limit, V(load)(z + i)), count);
+        other = V(count_where)(V(lt)(limit, V(load)(z + i + LANES)), other);
+    }
+    for (; i < n; i += LANES) {
+        const V(vec) value = n - i < LANES ? V(load_part)(z + i, n - i, -INFINITY) : V(load)(z + i);
+        other = V(count_where)(V(lt)(limit, value), other);
+    }
+    return V(add)(count, other);
+}
+
+/* The forms for blocks: without and with exponentials kept, with moments, and the one for all else. */
+static LOOP V(vec) V(exp_moments)(const REAL *z, ptrdiff_t n, REAL ref, ptrdiff_t ahead, V(vec) * moment) {
+    return V(exp_part)(z, NULL, n, ref, false, 0, ahead, false, false, NULL, moment, NULL);
+}
 static LOOP V(vec) V(exp_sums)(const REAL *z, ptrdiff_t n, REAL ref, ptrdiff_t ahead) {
-    return V(exp_part)(z, NULL, n, ref, false, 0, ahead, false, false, NULL);
+    return V(exp_part)(z, NULL, n, ref, false, 0, ahead, false, false, NULL, NULL, NULL);
 }
 static LOOP V(vec) V(exp_kept)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t ahead) {
-    return V(exp_part)(z, e, n, ref, false, 0, ahead, false, false, NULL);
+    return V(exp_part)(z, e, n, ref, false, 0, ahead, false, false, NULL, NULL, NULL);
 }
 static LOOP V(vec) V(exp_kept_and_fetched)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t ahead) {
-    return V(exp_part)(z, e, n, ref, false, 0, ahead, true, false, NULL);
+    return V(exp_part)(z, e, n, ref, false, 0, ahead, true, false, NULL, NULL, NULL);
 }
 static LOOP V(vec) V(exp_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t y, ptrdiff_t ahead,
-                                bool fetch_e, V(vec) * sum_x) {
-    return V(exp_part)(z, e, n, ref, true, y, ahead, fetch_e, false, sum_x);
+                                bool fetch_e, V(vec) * sum_x, V(vec) * moment) {
+    return V(exp_part)(z, e, n, ref, true, y, ahead, fetch_e, false, sum_x, moment, NULL);
 }
 
 /* e = e * factor - shift. */

@@ -94,11 +94,6 @@ static INLINE V(finished) V(finish)(const class_task *task, V(vec) m, V(vec) z_y
 /* ---- By-products: how many classes rank in front of the target, and the entropy
  * -----------------------------------------------------------------------------------------*/
 
-/* The sums of a row's other classes that they follow from: of e^x, of x e^x, and of classes in front of the target. */
-typedef struct {
-    V(vec) rest, moment, ahead;
-} V(metric_sums);
-
 /* The next smaller number, but for -inf: what is above it is at or above x. */
 static INLINE V(vec) V(below)(V(vec) x) {
     const V(vec) zero = V(set)(0);
@@ -108,70 +103,24 @@ static INLINE V(vec) V(below)(V(vec) x) {
                      V(select)(V(lt)(x, V(set)(REAL_LOWEST)), x, next));
 }
 
-/* e^x 2^EXP_SCALE_BITS times x: the bound is that of the exponential, which is 0 there. */
-static INLINE V(vec) V(add_moment)(V(vec) x, V(vec) e, V(vec) sum) {
-    return V(fma)(e, V(max)(V(set)((REAL)(-(EXP_BIAS + EXP_SCALE_BITS)) / EXP_PER_LN2), x), sum);
+/* How many of n logits rank in front of number y, whose logit is z_y: those above it, and equal ones of earlier
+ * classes. y may be outside. */
+static LOOP REAL V(count_ahead)(const REAL *z, ptrdiff_t n, ptrdiff_t y, REAL z_y) {
+    const V(vec) at = V(set)(z_y);
+    const ptrdiff_t before = y < 0 ? 0 : y < n ? y : n, after = y < 0 ? 0 : y + 1;
+    V(vec) count = V(count_above)(z, before, V(below)(at), V(set)(0));
+    if (after < n) count = V(count_above)(z + after, n - after, at, count);
+    V(acc) acc = V(acc_zero)();
+    V(acc_add)(&acc, count);
+    return (REAL)V(acc_sum)(acc);
 }
 
-/* n logits without the target's, in front of which those above the limit rank. */
-static LOOP void V(metrics_part)(const REAL *z, ptrdiff_t n, V(vec) ref, V(vec) limit, ptrdiff_t fetched,
-                                 V(metric_sums) * out) {
-    V(metric_sums) all = *out, *sums = &all;
-    const V(vec) zero = V(set)(0);
-    V(vec) rest = zero, moment = zero, ahead = zero;
-    ptrdiff_t i = 0;
-    for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        if (fetched) V(prefetch)(z + i + fetched, false);
-        if (fetched && VEC_BYTES >= 64) V(prefetch)(z + i + LANES + fetched, false);
-        const V(vec) z0 = V(load)(z + i), z1 = V(load)(z + i + LANES);
-        const V(vec) x0 = V(sub)(z0, ref), x1 = V(sub)(z1, ref);
-        const V(vec) e0 = V(exp_scaled)(x0), e1 = V(exp_scaled)(x1);
-        sums->rest = V(add)(sums->rest, e0);
-        rest = V(add)(rest, e1);
-        sums->moment = V(add_moment)(x0, e0, sums->moment);
-        moment = V(add_moment)(x1, e1, moment);
-        sums->ahead = V(count_where)(V(lt)(limit, z0), sums->ahead);
-        ahead = V(count_where)(V(lt)(limit, z1), ahead);
-    }
-    for (; i < n; i += LANES) {
-        const V(vec) value = n - i < LANES ? V(load_part)(z + i, n - i, -INFINITY) : V(load)(z + i);
-        const V(vec) x = V(sub)(value, ref), e = V(exp_scaled)(x);
-        rest = V(add)(rest, e);
-        moment = V(add_moment)(x, e, moment);
-        ahead = V(count_where)(V(lt)(limit, value), ahead);
-    }
-    sums->rest = V(add)(sums->rest, rest);
-    sums->moment = V(add)(sums->moment, moment);
-    sums->ahead = V(add)(sums->ahead, ahead);
-    *out = all;
-}
-
-/* One vector, whichever side of it the target is on: lane y, which may be outside. */
-static INLINE void V(metrics_step)(V(vec) value, V(vec) ref, ptrdiff_t y, V(vec) at, V(vec) below,
-                                   V(metric_sums) * sums) {
-    static const REAL numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const V(vec) x = V(sub)(value, ref);
-    const V(mask) is_target = V(int_eq)(V(lane_numbers)(), V(int_set)((V(index))y));
-    const V(vec) e = V(zero_where)(is_target, V(exp_scaled)(x));
-    const V(vec) limit = V(select)(V(lt)(V(load)(numbers), V(set)((REAL)y)), below, at);
-    sums->rest = V(add)(sums->rest, e);
-    sums->moment = V(add_moment)(x, e, sums->moment);
-    sums->ahead = V(count_where)(V(lt)(limit, value), sums->ahead);
-}
-
-/* Adds n logits, of which number y is the target where there is such. Equal logits of earlier classes rank in front. */
-static INLINE void V(metrics_block)(const REAL *z, ptrdiff_t n, REAL ref, ptrdiff_t y, REAL z_y, ptrdiff_t fetched,
-                                    V(metric_sums) * sums) {
-    const V(vec) from = V(set)(ref), at = V(set)(z_y), below = V(below)(at);
-    if (y < 0 || y >= n) {
-        V(metrics_part)(z, n, from, y < 0 ? at : below, fetched, sums);
-        return;
-    }
-    const ptrdiff_t start = y / LANES * LANES, left = n - start;
-    if (start > 0) V(metrics_part)(z, start, from, below, fetched, sums);
-    V(metrics_step)(left < LANES ? V(load_part)(z + start, left, -INFINITY) : V(load)(z + start), from, y - start, at,
-                    below, sums);
-    if (left > LANES) V(metrics_part)(z + start + LANES, left - LANES, from, at, fetched, sums);
+/* From so many on, it does not matter how many rank in front. */
+static INLINE REAL V(most_ahead)(const class_task *task) {
+    int most = 0;
+    for (int k = 0; k < task->call.topk_count; k++)
+        if (task->call.topk[k] > most) most = task->call.topk[k];
+    return (REAL)most;
 }
 
 /* The by-products of a vector of rows: moment is the sum of x e^x of the other classes, in units of e^m. A target of
@@ -298,7 +247,7 @@ static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i,
         const ptrdiff_t ahead = native ? ROW_AHEAD : 0;
         const bool fetch_e = native && with_grad && !streams;
         if (smooth || (y >= c && y < c + n))
-            sum = V(exp_block)(z_c, e, n, ref, y - c, ahead, fetch_e, smooth ? &x_sum : NULL);
+            sum = V(exp_block)(z_c, e, n, ref, y - c, ahead, fetch_e, smooth ? &x_sum : NULL, NULL);
         else if (!e)
             sum = V(exp_sums)(z_c, n, ref, ahead);
         else
@@ -334,12 +283,13 @@ static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i
     const ptrdiff_t size = dtype_size(dtype);
     const bool smooth = task->call.label_smoothing > 0, native = batch->native;
     const char *z = batch->z[i];
-    const V(vec) zero = V(set)(0);
-    REAL block[BLOCK], lse[LANES], entropy[LANES], place[LANES];
+    const REAL most = V(most_ahead)(task);
+    REAL block[BLOCK], lse[LANES], entropy[LANES], place[LANES], ahead = 0;
     const REAL z_y = V(load_one)(z + y * size, dtype);
+    const V(vec) below = V(below)(V(set)(z_y));
     REAL ref = 0;
     V(vec) top = V(set)(-INFINITY), limit = top;
-    V(acc) rests = V(acc_zero)(), moments = rests, aheads = rests, x_sums = rests;
+    V(acc) rests = V(acc_zero)(), moments = rests, x_sums = rests;
     double rest = 0, moment = 0, sum_x = 0; /* of what came before the reference jumped */
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
         const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
@@ -362,28 +312,27 @@ static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i
             ref = next;
             limit = V(set)(INFINITY);
         }
-        V(metric_sums) sums = {zero, zero, zero};
-        V(metrics_block)(p, n, ref, y - c, z_y, native ? ROW_AHEAD : 0, &sums);
-        V(vec) x_sum = zero;
-        for (ptrdiff_t k = 0; smooth && k < n; k += LANES)
-            x_sum =
-                V(add)(x_sum, V(sub)(n - k < LANES ? V(load_part)(p + k, n - k, ref) : V(load)(p + k), V(set)(ref)));
-        V(acc_add)(&rests, sums.rest);
-        V(acc_add)(&moments, sums.moment);
-        V(acc_add)(&aheads, sums.ahead);
+        const ptrdiff_t fetched = native ? ROW_AHEAD : 0;
+        V(vec) sum, one_moment = V(set)(0), x_sum = V(set)(0);
+        if (smooth || (y >= c && y < c + n))
+            sum = V(exp_block)(p, NULL, n, ref, y - c, fetched, false, smooth ? &x_sum : NULL, &one_moment);
+        else
+            sum = V(exp_moments)(p, n, ref, fetched, &one_moment);
+        if (ahead < most && V(any)(V(lt)(below, max))) ahead += V(count_ahead)(p, n, y - c, z_y);
+        V(acc_add)(&rests, sum);
+        V(acc_add)(&moments, one_moment);
         if (smooth) V(acc_add)(&x_sums, x_sum);
     }
     rest += V(acc_sum)(rests);
     moment += V(acc_sum)(moments);
     sum_x += V(acc_sum)(x_sums);
-    const double ahead = V(acc_sum)(aheads);
     const REAL m = V(hmax)(top);
     const double step = (double)ref - m, unit = (ref == m ? 1 : exp(step)) * SCALE_DOWN;
     const double distance = smooth ? (double)classes * ((double)m - ref) - sum_x : 0;
     const V(finished) f = V(finish)(task, V(set)(m), V(set)(z_y), V(set)((REAL)(rest * unit)), V(set)((REAL)distance),
                                     V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
     V(finish_metrics)(&f, V(set)(m), V(set)(z_y), V(set)((REAL)(unit * (moment + (ref == m ? 0 : step * rest)))),
-                      V(set)((REAL)ahead), lse, entropy, place);
+                      V(set)(ahead), lse, entropy, place);
     batch->loss[i] = V(first_lane)(f.loss);
     batch->lse[i] = lse[0];
     batch->entropy[i] = entropy[0];
@@ -405,7 +354,7 @@ static INLINE void V(exp_rows_as)(const REAL *const z[], V(staged_row) * e, ptrd
                                   const REAL ref[], const int64_t y[], V(vec) sums[]) {
     for (ptrdiff_t r = 0; r < n; r++)
         sums[r] = V(exp_part)(z[r], e ? e[r] : NULL, classes, ref[r], true, (ptrdiff_t)y[r], LANES * classes, false,
-                              true, NULL);
+                              true, NULL, NULL, NULL);
 }
 static LOOP void V(exp_rows_sums)(const REAL *const z[], ptrdiff_t n, ptrdiff_t classes, const REAL ref[],
                                   const int64_t y[], V(vec) sums[]) {
@@ -429,24 +378,16 @@ static INLINE void V(stream_rows)(const class_task *task, V(batch) * batch, ptrd
     V(stream_block)(batch->grad[first], rows, n * classes, (ptrdiff_t)sizeof(REAL));
 }
 
-/* The sums of n rows for their by-products. */
+/* The sums, moments and places of n rows. */
 static LOOP void V(metrics_rows_sums)(const REAL *const z[], ptrdiff_t n, ptrdiff_t classes, const REAL ref[],
-                                      const int64_t y[], const REAL z_y[], ptrdiff_t fetched, V(vec) rest[],
+                                      const int64_t y[], const REAL z_y[], ptrdiff_t fetched, V(vec) sums[],
                                       V(vec) moment[], V(vec) ahead[]) {
-    const ptrdiff_t whole = classes / LANES * LANES;
     for (ptrdiff_t r = 0; r < n; r++) {
-        V(metric_sums) sums = {V(set)(0), V(set)(0), V(set)(0)};
-        const V(vec) from = V(set)(ref[r]), at = V(set)(z_y[r]), below = V(below)(at);
-        for (ptrdiff_t i = 0; i < whole; i += LANES) {
-            if (fetched) V(prefetch)(z[r] + i + fetched, false);
-            V(metrics_step)(V(load)(z[r] + i), from, (ptrdiff_t)y[r] - i, at, below, &sums);
-        }
-        if (whole < classes)
-            V(metrics_step)(V(load_part)(z[r] + whole, classes - whole, -INFINITY), from, (ptrdiff_t)y[r] - whole, at,
-                            below, &sums);
-        rest[r] = sums.rest;
-        moment[r] = sums.moment;
-        ahead[r] = sums.ahead;
+        V(ranking) rank = {V(set)(z_y[r]), V(below)(V(set)(z_y[r])), V(set)(0)};
+        moment[r] = V(set)(0);
+        sums[r] = V(exp_part)(z[r], NULL, classes, ref[r], true, (ptrdiff_t)y[r], fetched, false, true, NULL,
+                              &moment[r], &rank);
+        ahead[r] = rank.ahead;
     }
 }
 
@@ -475,7 +416,7 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
     for (ptrdiff_t r = 0; r < n; r++) distances[r] = V(set)(0);
     for (ptrdiff_t r = 0; r < n && !at_once && !with_metrics; r++)
         reduced[r] = V(exp_part)(z[r], with_grad ? stage[r] : NULL, classes, m[r], true, (ptrdiff_t)batch->y[first + r],
-                                 native ? LANES * classes : 0, false, true, smooth ? &distances[r] : NULL);
+                                 native ? LANES * classes : 0, false, true, smooth ? &distances[r] : NULL, NULL, NULL);
     for (ptrdiff_t r = n; r < LANES; r++) distances[r] = moments[r] = aheads[r] = V(set)(0);
     const V(vec) rest = V(mul)(V(rows_sum)(reduced), V(set)(SCALE_DOWN));
     const V(vec) distance_sum = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
