@@ -67,7 +67,8 @@ def page() -> str:
         facts = json.loads((machine / "machine.json").read_text())
         commits = of_machine(machine)
         parts.append(f"## {facts['cpu']}\n\n{facts['versions']}.\n")
-        parts.append(f"### Every loss, at {commits[-1].commit[:8]}\n\n{latest(commits[-1])}\n")
+        whole = [each for each in commits if any(name.startswith("losses.") for name in each.values)]
+        parts.append(f"### Every loss, at {whole[-1].commit[:8]}\n\n{latest(whole[-1])}\n")
         parts.append(f"### Over commits\n\nLoss and gradient.\n\n{history(commits)}\n")
         parts.append(f"![Loss and gradient over commits]({PICTURE.name})\n")
     return "\n".join(parts)

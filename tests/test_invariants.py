@@ -299,3 +299,11 @@ def test_importing_leaves_frameworks_and_the_floating_point_environment_alone():
         """
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_narrower_gradient_leaves_the_loss_its_bits(engine):
+    """More classes than the stack has room for, and a gradient that is converted on the way."""
+    rng = np.random.default_rng(7)
+    logits, target = rng.normal(0, 4, (8, 32000)).astype(np.float32), np.arange(8) * 999
+    loss, _ = fl.cross_entropy(logits, target, out_grad=np.empty(logits.shape, np.float16), engine=engine)
+    assert loss == fl.cross_entropy(logits, target, engine=engine)

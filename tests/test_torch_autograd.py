@@ -312,6 +312,10 @@ def test_inplace_of_what_is_not_its_own(torch, ft, batch):
     logits, target = batch
     with pytest.raises(RuntimeError, match="a leaf requiring grad.*expected the result of an operation"):
         ft.cross_entropy(logits, target, inplace=True)
+    with pytest.raises(
+        RuntimeError, match="a leaf requiring grad, or a view of one.*expected the result of an operation"
+    ):
+        ft.cross_entropy(logits.view(logits.shape), target, inplace=True)
     with pytest.raises(RuntimeError, match="of which several share memory: expected an element of its own"):
         ft.cross_entropy((logits[:1] * 2).expand(6, 5), target, inplace=True)
     with torch.no_grad():  # nothing is written

@@ -34,7 +34,8 @@ def working_tree(repository: Path) -> str:
 def build(revision: str, repository: Path, builds: Path) -> Path:
     """The folder of a revision's build among `builds`, made from a temporary worktree where it is not there yet."""
     name = commit(revision, repository)
-    folder = builds / _git(repository, "rev-parse", f"{name}^{{tree}}")  # equal files are built once
+    tree_hash = _git(repository, "rev-parse", f"{name}^{{tree}}")  # equal files are built once, by each Python
+    folder = builds.resolve() / f"{tree_hash}-{sys.implementation.cache_tag}"
     if folder.exists():
         return folder
     with tempfile.TemporaryDirectory(prefix="fastloss-") as temporary:
@@ -60,7 +61,7 @@ def build(revision: str, repository: Path, builds: Path) -> Path:
         if done.returncode != 0:
             print(done.stdout + done.stderr, file=sys.stderr)
             _fail(f"the build of {revision!r} failed: see above")
-        builds.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(target, folder)  # as a whole: what is there is complete
     return folder
 

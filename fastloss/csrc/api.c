@@ -58,8 +58,7 @@ static ptrdiff_t product(ptrdiff_t a, ptrdiff_t b) {
     return b > 0 && a > PTRDIFF_MAX / b ? -1 : a * b;
 }
 
-/* ---- Softmax tasks
- * --------------------------------------------------------------------------------------------------*/
+/* ---- Softmax tasks --------------------------------------------------------------------------------------------- */
 
 /* The tiles of a batch; its size and its logits are checked. */
 static int lay_out(class_task *task) {
@@ -174,6 +173,7 @@ int fl_class_check(const fl_class_call *call, ptrdiff_t tile, fl_target_check *c
     if (!check) return FL_ERROR_NULL;
     TRY(make_class_task(call, &task));
     if (tile < 0 || tile >= task.tiles) return FL_ERROR_SIZE;
+    task.nothing_counts = 0; /* the targets have to be right all the same */
     fl_kernels_in_use()->class_check[is_double(task.call.logits.dtype)](&task, tile, check);
     return FL_OK;
 }
@@ -181,9 +181,9 @@ int fl_class_check(const fl_class_call *call, ptrdiff_t tile, fl_target_check *c
 size_t fl_class_scratch(const fl_class_call *call) {
     class_task task;
     if (make_class_task(call, &task) != FL_OK) return 0;
-    const bool half = task.call.logits.dtype == FL_F16 || task.call.logits.dtype == FL_BF16;
+    const bool converts = is_half(task.call.logits.dtype) || (task.call.grad.data && is_half(task.call.grad.dtype));
     const size_t row = (size_t)scratch_row(task.call.classes) * (is_double(task.call.logits.dtype) ? 8 : 4);
-    return streams_softmax(&task) && task.call.inner == 1 ? 2 * row : half ? row : 0;
+    return streams_softmax(&task) && task.call.inner == 1 ? 2 * row : converts ? row : 0;
 }
 
 int fl_class_tile(const fl_class_call *call, ptrdiff_t tile, void *scratch, double *loss) {
@@ -245,8 +245,7 @@ int fl_class_loss(const fl_class_call *given, double *loss) {
 SIMPLE_CROSS_ENTROPY(fl_cross_entropy_f32, float, FL_F32)
 SIMPLE_CROSS_ENTROPY(fl_cross_entropy_f64, double, FL_F64)
 
-/* ---- Softmax and its relatives
- * ---------------------------------------------------------------------------------------*/
+/* ---- Softmax and its relatives --------------------------------------------------------------------------------- */
 
 fl_softmax_call fl_softmax_call_init(void) {
     fl_softmax_call call;
@@ -305,8 +304,7 @@ int fl_softmax(const fl_softmax_call *call) {
     return FL_OK;
 }
 
-/* ---- Binary cross-entropy
- * --------------------------------------------------------------------------------------------*/
+/* ---- Binary cross-entropy -------------------------------------------------------------------------------------- */
 
 fl_element_call fl_element_call_init(void) {
     fl_element_call call;
@@ -413,8 +411,7 @@ int fl_element_loss(const fl_element_call *given, double *loss) {
 SIMPLE_BCE(fl_bce_with_logits_f32, float, FL_F32)
 SIMPLE_BCE(fl_bce_with_logits_f64, double, FL_F64)
 
-/* ---- Overlap
- * ---------------------------------------------------------------------------------------------------------------*/
+/* ---- Overlap --------------------------------------------------------------------------------------------------- */
 
 fl_overlap_call fl_overlap_call_init(void) {
     fl_overlap_call call;
@@ -589,8 +586,7 @@ int fl_overlap_loss(const fl_overlap_call *given, double *workspace, double *los
     return FL_OK;
 }
 
-/* ---- Functions of one element
- * ----------------------------------------------------------------------------------------*/
+/* ---- Functions of one element ---------------------------------------------------------------------------------- */
 
 int fl_map(int kind, int dtype, const void *input, ptrdiff_t n, void *output) {
     const fl_kernels *kernels = fl_kernels_in_use();

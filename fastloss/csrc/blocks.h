@@ -63,24 +63,24 @@ static INLINE void V(rank_step)(V(ranking) * rank, V(vec) z, ptrdiff_t y) {
 }
 
 /* Scaled exponentials of z - ref, kept in e unless that is NULL. Returns their sums per lane, with has_target without
- * that of element y; with sum_x, the sum of z - ref is added to it. What lies `ahead` elements further is fetched
+ * that of element y; with sum_x, the sum of z - ref is added to it. What lies `fetched` elements further is read ahead
  * meanwhile, of e only where it is memory to come: the processors' own prefetchers keep up with neither. Padded: e has
- * room for whole vectors. With `moment`, what is summed times z - ref is added to it; with `rank`, what is
- * ahead is counted. */
+ * room for whole vectors. With `moment`, what is summed times z - ref is added to it; with `rank`, the classes in front
+ * of the target are counted. */
 static INLINE V(vec)
-    V(exp_part)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, bool has_target, ptrdiff_t y, ptrdiff_t ahead,
+    V(exp_part)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, bool has_target, ptrdiff_t y, ptrdiff_t fetched,
                 bool fetch_e, bool padded, V(vec) * sum_x, V(vec) * moment, V(ranking) * rank) {
     const V(vec) r = V(set)(ref);
     V(vec) sum0 = V(set)(0), sum1 = sum0, xs = sum0, moment0 = sum0, moment1 = sum0;
     ptrdiff_t i = 0;
     for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        if (ahead) V(prefetch)(z + i + ahead, false);
-        if (fetch_e) V(prefetch)(e + i + ahead, true);
+        if (fetched) V(prefetch)(z + i + fetched, false);
+        if (fetch_e) V(prefetch)(e + i + fetched, true);
         const V(vec) z0 = V(load)(z + i), z1 = V(load)(z + i + LANES);
         const V(vec) x0 = V(sub)(z0, r), x1 = V(sub)(z1, r);
         if (VEC_BYTES >= 64) {
-            if (ahead) V(prefetch)(z + i + LANES + ahead, false);
-            if (fetch_e) V(prefetch)(e + i + LANES + ahead, true);
+            if (fetched) V(prefetch)(z + i + LANES + fetched, false);
+            if (fetch_e) V(prefetch)(e + i + LANES + fetched, true);
         }
         const V(vec) e0 = V(exp_step)(x0, e ? e + i : NULL, LANES, has_target, y - i);
         const V(vec) e1 = V(exp_step)(x1, e ? e + i + LANES : NULL, LANES, has_target, y - i - LANES);
@@ -130,21 +130,21 @@ static INLINE V(vec) V(count_above)(const REAL *z, ptrdiff_t n, V(vec) limit, V(
 }
 
 /* The forms for blocks: without and with exponentials kept, with moments, and the one for all else. */
-static LOOP V(vec) V(exp_moments)(const REAL *z, ptrdiff_t n, REAL ref, ptrdiff_t ahead, V(vec) * moment) {
-    return V(exp_part)(z, NULL, n, ref, false, 0, ahead, false, false, NULL, moment, NULL);
+static LOOP V(vec) V(exp_moments)(const REAL *z, ptrdiff_t n, REAL ref, ptrdiff_t fetched, V(vec) * moment) {
+    return V(exp_part)(z, NULL, n, ref, false, 0, fetched, false, false, NULL, moment, NULL);
 }
-static LOOP V(vec) V(exp_sums)(const REAL *z, ptrdiff_t n, REAL ref, ptrdiff_t ahead) {
-    return V(exp_part)(z, NULL, n, ref, false, 0, ahead, false, false, NULL, NULL, NULL);
+static LOOP V(vec) V(exp_sums)(const REAL *z, ptrdiff_t n, REAL ref, ptrdiff_t fetched) {
+    return V(exp_part)(z, NULL, n, ref, false, 0, fetched, false, false, NULL, NULL, NULL);
 }
-static LOOP V(vec) V(exp_kept)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t ahead) {
-    return V(exp_part)(z, e, n, ref, false, 0, ahead, false, false, NULL, NULL, NULL);
+static LOOP V(vec) V(exp_kept)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t fetched) {
+    return V(exp_part)(z, e, n, ref, false, 0, fetched, false, false, NULL, NULL, NULL);
 }
-static LOOP V(vec) V(exp_kept_and_fetched)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t ahead) {
-    return V(exp_part)(z, e, n, ref, false, 0, ahead, true, false, NULL, NULL, NULL);
+static LOOP V(vec) V(exp_kept_and_fetched)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t fetched) {
+    return V(exp_part)(z, e, n, ref, false, 0, fetched, true, false, NULL, NULL, NULL);
 }
-static LOOP V(vec) V(exp_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t y, ptrdiff_t ahead,
+static LOOP V(vec) V(exp_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t y, ptrdiff_t fetched,
                                 bool fetch_e, V(vec) * sum_x, V(vec) * moment) {
-    return V(exp_part)(z, e, n, ref, true, y, ahead, fetch_e, false, sum_x, moment, NULL);
+    return V(exp_part)(z, e, n, ref, true, y, fetched, fetch_e, false, sum_x, moment, NULL);
 }
 
 /* e = e * factor - shift. */

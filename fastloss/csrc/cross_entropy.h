@@ -91,8 +91,7 @@ static INLINE V(finished) V(finish)(const class_task *task, V(vec) m, V(vec) z_y
 #undef SCALE_DOWN
 #define SCALE_DOWN ((REAL)1 / (REAL)((uint64_t)1 << EXP_SCALE_BITS))
 
-/* ---- By-products: how many classes rank in front of the target, and the entropy
- * -----------------------------------------------------------------------------------------*/
+/* ---- By-products: how many classes rank in front of the target, and the entropy -------------------------------- */
 
 /* The next smaller number, but for -inf: what is above it is at or above x. */
 static INLINE V(vec) V(below)(V(vec) x) {
@@ -135,8 +134,7 @@ static INLINE void V(finish_metrics)(const V(finished) * f, V(vec) m, V(vec) z_y
     V(store)(place, V(add)(last, V(sub)(all, all)));
 }
 
-/* ---- Long rows: block by block against a reference, which need not be the maximum
- * ------------------------------------
+/* ---- Long rows: block by block against a reference, which need not be the maximum ---------------------------------
  *
  * The reference is the first block's maximum. A block that exceeds it by more than JUMP makes the maximum of all that
  * is left the reference, and what was done is scaled to it: at most once a row, and rarely. */
@@ -339,8 +337,7 @@ static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i
     batch->ahead[i] = place[0];
 }
 
-/* ---- Rows of one block: as many at a time as a vector has lanes, so that one vector finishes them all
- * ---------------*/
+/* ---- Rows of one block: as many at a time as a vector has lanes, so that one vector finishes them all ---------- */
 
 #undef ONE_BLOCK_ROW
 /* Up to here, as many rows as a vector has lanes fit into the first-level cache, with their gradients. */
@@ -454,8 +451,7 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
     }
 }
 
-/* ---- Targets in lanes: classes lie `stride` apart, neighbouring targets next to each other
- * --------------------------*/
+/* ---- Targets in lanes: classes lie `stride` apart, neighbouring targets next to each other --------------------- */
 
 #undef LANE_VECTORS
 #undef LANE_TARGETS
@@ -669,8 +665,7 @@ static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V
         V(lanes_scale_plain)(block, batch, f);
 }
 
-/* ---- Short rows: transposed into lanes and back
- * ---------------------------------------------------------------------*/
+/* ---- Short rows: transposed into lanes and back ---------------------------------------------------------------- */
 
 #undef SHORT_ROW
 #define SHORT_ROW 16
@@ -790,16 +785,30 @@ static void V(metrics_rows)(const class_task *task, V(batch) * batch) {
         for (ptrdiff_t i = 0; i < count; i++) V(metrics_row)(task, batch, i);
 }
 
+/* Functions of their own: together they would take the stack that all of them take. */
+static LOOP void V(index_rows_converted)(const class_task *task, V(batch) * batch, bool smooth, bool with_grad) {
+    V(index_rows_as)(task, batch, false, smooth, with_grad);
+}
+static LOOP void V(index_rows_smoothed)(const class_task *task, V(batch) * batch, bool with_grad) {
+    V(index_rows_as)(task, batch, true, true, with_grad);
+}
+static LOOP void V(index_rows_grad)(const class_task *task, V(batch) * batch) {
+    V(index_rows_as)(task, batch, true, false, true);
+}
+static LOOP void V(index_rows_loss)(const class_task *task, V(batch) * batch) {
+    V(index_rows_as)(task, batch, true, false, false);
+}
+
 static void V(index_rows)(const class_task *task, V(batch) * batch) {
     const bool smooth = task->call.label_smoothing > 0, with_grad = task->call.grad.data != NULL;
     if (WORKING_TYPE == 32 && !batch->native)
-        V(index_rows_as)(task, batch, false, smooth, with_grad);
+        V(index_rows_converted)(task, batch, smooth, with_grad);
     else if (smooth)
-        V(index_rows_as)(task, batch, true, true, with_grad);
+        V(index_rows_smoothed)(task, batch, with_grad);
     else if (with_grad)
-        V(index_rows_as)(task, batch, true, false, true);
+        V(index_rows_grad)(task, batch);
     else
-        V(index_rows_as)(task, batch, true, false, false);
+        V(index_rows_loss)(task, batch);
 }
 
 /* n targets whose classes lie a stride apart: pairs of vectors, then single ones, the last perhaps a part of one. */

@@ -12,7 +12,7 @@
 
 #undef SPAN_POSITIONS
 /* Positions a stage at most. */
-#define SPAN_POSITIONS 1024
+#define SPAN_POSITIONS (WORKING_TYPE == 32 ? 1024 : 512)
 
 typedef struct {
     ptrdiff_t n, width; /* positions, and the distance between classes in the stage */
@@ -386,8 +386,7 @@ static INLINE void V(mask_gradient)(const overlap_task *task, V(overlap_stage) *
     }
 }
 
-/* ---- More classes than a stage holds: one position at a time, in double
- * ------------------------------------------------*/
+/* ---- More classes than a stage holds: one position at a time, in double ---------------------------------------- */
 
 static double V(number_at)(const char *p, int dtype, ptrdiff_t i) {
     REAL block[64 / sizeof(REAL)];
@@ -462,8 +461,7 @@ static void V(overlap_position)(const overlap_task *task, ptrdiff_t t, int64_t y
     }
 }
 
-/* ---- A tile of positions, all of one group
- * -----------------------------------------------------------------------------*/
+/* ---- A tile of positions, all of one group --------------------------------------------------------------------- */
 
 /* Adds the tile to its sums, or with slopes (A_c and B_c of each class) writes its gradient. */
 static int V(overlap_tile)(const overlap_task *task, ptrdiff_t tile, const double *slopes, double *sums) {

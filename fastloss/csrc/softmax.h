@@ -40,7 +40,7 @@ typedef struct {
     REAL factor; /* of the scaled exponentials below the maximum */
     REAL at_max; /* the gradient at the maximum is at_max + g (A - a_c) */
     REAL total;  /* A */
-    REAL m, log_sum;
+    REAL log_sum;
 } V(row_result);
 
 /* What a row needs to know of its softmax before the parts of a focal loss can be added up. */
@@ -78,7 +78,6 @@ static INLINE V(row_result) V(finish_row)(const class_task *task, REAL m, double
     V(row_result) r;
     const double log_sum = log1p(rest), lse = m + log_sum, sum = 1 + rest;
     double b = 1;
-    r.m = m;
     r.log_sum = (REAL)log_sum;
     r.total = (REAL)total;
     switch (task->kind) {

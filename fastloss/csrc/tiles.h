@@ -116,8 +116,8 @@ static int V(row_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end, R
     REAL stage[STAGE];
     const bool native = V(is_native)(task), same_factors = V(same_factors)(task);
     bool streamed = streams_softmax(task);
-    if (!scratch && scratch_row(call->classes) * (streamed ? 2 : 1) <= STAGE) scratch = stage;
-    streamed = streamed && scratch;
+    if (!scratch && 2 * scratch_row(call->classes) > STAGE) streamed = false;
+    if (!scratch && scratch_row(call->classes) <= STAGE) scratch = stage;
     const bool plain = V(is_plain)(task) && (native || scratch || metrics);
     const ptrdiff_t out_size = dtype_size(call->grad.dtype);
     REAL *losses = call->losses, *lse = call->lse;

@@ -1,3 +1,4 @@
+/* clang-format off */
 /* Vector operations, AVX2 + FMA + F16C form: 8 floats or 4 doubles. Each operation has a form in vec_avx512.h and
  * vec_plain.h as well; f_ works on float lanes, d_ on double lanes.
  *
@@ -10,11 +11,14 @@
  *     select, zero_where       select(m, a, b): m ? a : b;  zero_where(m, a): m ? 0 : a
  *     count_where              count_where(m, n): m ? n + 1 : n
  *     pow2                     2^n, from t = n + bias + 1.5 * 2^mantissa bits (see exp in vector_math.h)
- *     pow2_steps               2^(n / 2^POW2_STEP_BITS) likewise, by a table that fits a register; the bias is in
- * steps, and the table's entries come from minimax.py. Float only, and only where there is such exponent an integer's
- * bits above the mantissa, as a number acc                      a sum in double, lane by lane rows_max, rows_sum lane i
- * of the result reduces vector i: as many vectors as lanes transpose                as many vectors as lanes load_f16,
- * store_f16      half precision, rounded to nearest even; bf16 likewise */
+ *     pow2_steps               2^(n / 2^POW2_STEP_BITS) likewise, by a table in a register, from minimax.py; the bias is
+ *                              in steps. Float only, and only where POW2_STEP_BITS is defined
+ *     exponent                 an integer's bits above the mantissa, as a number
+ *     acc                      a sum in double, lane by lane
+ *     rows_max, rows_sum       lane i of the result reduces vector i: as many vectors as lanes
+ *     transpose                as many vectors as lanes
+ *     load_f16, store_f16      half precision, rounded to nearest even; bf16 likewise */
+/* clang-format on */
 #include <immintrin.h>
 
 #define VEC_BYTES 32

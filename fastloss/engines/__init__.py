@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sysconfig
 import warnings
 from types import ModuleType
 
@@ -101,6 +102,8 @@ def _load(name: str) -> ModuleType | None:
         return _loaded[name]
     if name in _reasons:
         return None
+    if name == "cython" and "musl" in (sysconfig.get_config_var("HOST_GNU_TYPE") or ""):
+        os.environ.setdefault("OMP_STACKSIZE", "1M")  # musl gives threads 128 KiB; the kernels take up to 192
     try:
         module = importlib.import_module(_MODULES[name])
     except ImportError as error:  # and no ValueError: another engine in its place would hide a bad FASTLOSS_ISA

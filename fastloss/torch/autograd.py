@@ -173,10 +173,11 @@ def _only_devices() -> bool:
 
 
 def _check_inplace(input: Any) -> None:
-    if input.is_leaf:
+    base = input if input._base is None else input._base
+    if base.is_leaf and base.requires_grad:
         raise RuntimeError(
-            "inplace=True is given with logits that are a leaf requiring grad, whose memory holds the parameter "
-            "itself: expected the result of an operation, or inplace=False"
+            "inplace=True is given with logits that are a leaf requiring grad, or a view of one, whose memory holds "
+            "the parameter itself: expected the result of an operation, or inplace=False"
         )
     if any(stride == 0 and length > 1 for stride, length in zip(input.stride(), input.shape, strict=True)):
         raise RuntimeError(
@@ -259,6 +260,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Any) -> tuple[Any, None]:
         if _grad_is_enabled() or _functorch_is_active() or _is_batched(grad_output):
+            ctx.waiting = None
             return _differentiable(ctx, grad_output), None
         grad, ctx.waiting = ctx.waiting, None
         if grad is None:

@@ -39,6 +39,8 @@ def _obstacle(loss: Loss, input: Any, target: Any, tensors: dict[str, Any], is_o
             return "arguments"
         if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
             return "device or layout"
+    if loss.classes and input.dim() == 0:
+        return "arguments"
     if is_own and not (input.shape == target.shape or (loss.classes and target.dim() == max(input.dim() - 1, 0))):
         return "arguments"
     return autograd.unfit(loss, input, target, tensors, is_own, is_cast)

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+# torch's own, whatever is installed in its place later.
+_binary_cross_entropy_with_logits = F.binary_cross_entropy_with_logits
+
 
 def cross_entropy(
     logits: Any,
@@ -83,7 +86,7 @@ def binary_cross_entropy_with_logits(
     counts = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
     y = torch.where(counts, target, 0).to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
     z = torch.where(counts, logits, 0)
-    losses = F.binary_cross_entropy_with_logits(z, y, weight, pos_weight=pos_weight, reduction="none")
+    losses = _binary_cross_entropy_with_logits(z, y, weight, pos_weight=pos_weight, reduction="none")
     losses = torch.where(counts, losses, 0)
     if reduction == "mean":
         return losses.sum() / counts.sum()
@@ -95,7 +98,7 @@ def sigmoid_focal_loss(
 ) -> Any:
     y = target.to(logits.dtype)
     p, not_p = torch.sigmoid(logits), torch.sigmoid(-logits)
-    losses = F.binary_cross_entropy_with_logits(logits, y, reduction="none") * (y * not_p + (1 - y) * p) ** gamma
+    losses = _binary_cross_entropy_with_logits(logits, y, reduction="none") * (y * not_p + (1 - y) * p) ** gamma
     if alpha is not None:
         losses = losses * (alpha * y + (1 - alpha) * (1 - y))
     return _plainly_reduced(losses, reduction)

@@ -74,12 +74,14 @@ def report(measure: bool = False) -> Report:
         key=lambda key: computed[key] * key[1].numel(),
         reverse=True,
     )[:MAX_SHAPES]
-    saved = sum(computed[key] * _saving(*key) for key in largest)
-    return Report(calls, saved, sum(computed[key] for key in largest))
+    savings = {key: _saving(*key) for key in largest}
+    known = {key: saving for key, saving in savings.items() if saving is not None}
+    saved = sum(computed[key] * saving for key, saving in known.items())
+    return Report(calls, saved, sum(computed[key] for key in known))
 
 
-def _saving(name: str, shape: Any, dtype: Any, needs_grad: bool) -> float:
-    """Seconds that a call of this shape saves."""
+def _saving(name: str, shape: Any, dtype: Any, needs_grad: bool) -> float | None:
+    """Seconds that a call of this shape saves; None where torch has no kernel for the dtype."""
     input = torch.rand(shape, dtype=dtype, requires_grad=needs_grad)
     if name in ("cross_entropy", "nll_loss", "multi_margin_loss"):
         target = torch.zeros(shape[:1] * (len(shape) > 1) + shape[2:], dtype=torch.int64)
@@ -93,9 +95,12 @@ def _saving(name: str, shape: Any, dtype: Any, needs_grad: bool) -> float:
         for _ in range(ROUNDS):
             input.grad = None
             start = time.perf_counter()
-            loss = function(input, target, reduction="sum")
-            if needs_grad:
-                loss.backward()
+            try:
+                loss = function(input, target, reduction="sum")
+                if needs_grad:
+                    loss.backward()
+            except RuntimeError:
+                return None
             best = min(best, time.perf_counter() - start)
         times.append(best)
     counting.forget((name, shape, dtype, needs_grad), ROUNDS)
