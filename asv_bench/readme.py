@@ -52,7 +52,7 @@ def markdown(report: Report) -> str:
         for peer in PEERS:
             speedups = [speedup(result, peer) for result in results]
             cells.append("" if None in speedups else " / ".join(f"{value:.3g}×" for value in speedups))
-        lines.append(f"| {NAMES[loss]}{shape} | " + " | ".join(cells) + " |")
+        lines.append(f"| {NAMES.get(loss, f'{loss}, ')}{shape} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -26,6 +26,17 @@ def plain(logits, target, ks, axis, ignore_index=-100):
 
 
 @every_dtype
+def test_classes_far_behind_the_target_rank_in_front(engine):
+    """Long rows are read in blocks; in most of them nothing is above the target."""
+    logits = np.zeros((3, 1500), np.float32)
+    logits[:, 5] = 2
+    logits[0, [600, 1400]] = 3, 4
+    logits[1, 1023] = 2  # equal, but behind
+    logits[2, [0, 1499]] = 2, 3  # equal and in front; above
+    result = fl.evaluate(logits, np.array([5, 5, 5]), topk=(1, 2, 3), engine=engine)
+    assert result.topk == {1: 1 / 3, 2: 1 / 3, 3: 1.0}
+
+
 @pytest.mark.parametrize(
     ("shape", "axis"),
     [((50, 7), 1), ((7, 30), 0), ((4, 9, 13), 1), ((3, 5, 40), -1), ((6, 1500), 1), ((9,), 0)],
