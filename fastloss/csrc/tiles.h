@@ -236,7 +236,7 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
             V(target_factors)(task, row + i, (ptrdiff_t)y[i], &batch.a[i], &batch.s[i], &batch.g[i]);
         for (ptrdiff_t i = n; i < LANE_TARGETS; i++) {
             batch.y[i] = -1;
-            batch.a[i] = batch.s[i] = batch.g[i] = 0;
+            if (!same_factors) batch.a[i] = batch.s[i] = batch.g[i] = 0; /* those of all stay for the next step */
         }
         const char *z_at = staged ? (const char *)stage : z;
         char *grad_at = !grad ? NULL : staged ? (char *)stage : grad;
