@@ -3,6 +3,7 @@
 That the engine gives the right numbers is tested where all engines are."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -120,6 +121,33 @@ print(time.perf_counter() - start)
     warm = run(code, NUMBA_CACHE_DIR=str(tmp_path))
     assert warm.stderr == ""
     assert float(warm.stdout) < float(cold.stdout) / 3
+
+
+def test_what_lies_on_disk_and_what_was_just_compiled_give_the_same_bits(tmp_path):
+    code = """
+import os, numpy as np, fastloss as fl
+rng = np.random.default_rng(0)
+z, y = rng.normal(0, 2, (700, 300)), rng.integers(0, 2, (700, 300))
+for threads in (1, 2)[: int(os.environ["COUNT"])]:
+    losses = fl.dice_loss(z, y, mode="multilabel", reduction="none", engine="numba", num_threads=threads)
+    print(losses.tobytes().hex())
+"""
+    # The first process leaves the code of one thread, to which the second one compiles that of two.
+    runs = [run(code, COUNT=count, NUMBA_CACHE_DIR=str(tmp_path)).stdout.split() for count in "122"]
+    assert len(set(sum(runs, []))) == 1 and [len(values) for values in runs] == [1, 2, 2]
+
+
+def test_code_on_disk_is_made_again_after_a_change_of_any_file(tmp_path):
+    package = tmp_path / "fastloss"
+    shutil.copytree(os.path.dirname(fl.__file__), package, ignore=shutil.ignore_patterns("*.nb[ic]"))
+    code = "import numpy as np, fastloss as fl; print(fl.__file__, fl.sigmoid(np.zeros(2), engine='numba')[0])"
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    assert run(code, PYTHONPATH=path).stdout.split() == [str(package / "__init__.py"), "0.5"]
+    source = package / "engines" / "numba_math.py"
+    old = "return exp_scaled(x) * SCALE_DOWN(x)"
+    assert old in source.read_text()
+    source.write_text(source.read_text().replace(old, "return exp_scaled(x) * SCALE_DOWN(x) * 3.0"))
+    assert run(code, PYTHONPATH=path).stdout.split()[1] == "0.25"
 
 
 def test_nothing_is_imported_before_it_is_asked_for():

@@ -8,13 +8,12 @@ from numba import njit, prange
 
 from fastloss.engines.numba_kernels import (
     BLOCK,
-    CACHED,
     PLAIN,
-    THREADED,
     TILE,
+    cached,
     copy_into,
     fetch_ahead,
-    total_in_double,
+    threaded,
 )
 from fastloss.engines.numba_math import (
     INLINE,
@@ -28,6 +27,7 @@ from fastloss.engines.numba_math import (
     power_of_unit,
     sigmoid,
     softplus,
+    total_in_double,
     wide_vectors,
     zero_times,
 )
@@ -188,19 +188,19 @@ def element_tile(
     return result
 
 
-@njit(**CACHED)
+@cached
 def element_loss_serial(sums, *arguments):
     for t in range(sums.size):
         sums[t] = element_tile(t, *arguments)
 
 
-@njit(**THREADED)
+@threaded
 def element_loss_parallel(sums, *arguments):
     for t in prange(sums.size):
         sums[t] = element_tile(t, *arguments)
 
 
-@njit(**CACHED)
+@cached
 def are_probabilities(p):
     bad = 0
     for i in range(p.size):

@@ -7,40 +7,35 @@ import math
 import numpy as np
 from numba import njit, prange
 
-from fastloss.engines.numba_kernels import CACHED, PLAIN, THREADED, TILE, largest, total_by_blocks
-from fastloss.engines.numba_math import SCALE_DOWN, as_real, exp_scaled, wide_vectors
+from fastloss.engines.numba_kernels import PLAIN, TILE, cached, largest, threaded, total_by_blocks
+from fastloss.engines.numba_math import SCALE_DOWN, as_real, exp_scaled, total_in_double, wide_vectors
 
 # Behind every k of a top-k accuracy.
 NEVER = 1 << 62
 
 
 @njit(**PLAIN)
-def exponentials_below(x, m, e):
-    """e = scaled exponentials of x - m, but 0 where x is m."""
+def exponentials_below(x, m, e, moment):
+    """e = scaled exponentials of x - m, but 0 where x is m; moment = e (m - x). Returns how many x are m."""
     wide_vectors()
     zero = as_real(0.0, m)
+    ties = 0
     for c in range(x.size):
         e[c] = zero if x[c] == m else exp_scaled(x[c] - m)
-
-
-@njit(error_model="numpy", fastmath={"reassoc", "nsz"})
-def sums_below(x, m, e):
-    """The sum of e (m - x), and how many x are m."""
-    distance, ties = 0.0, 0
     for c in range(x.size):
-        distance += np.float64(e[c] * (m - x[c])) if e[c] != 0 else 0.0
+        moment[c] = e[c] * (m - x[c]) if e[c] != 0 else zero
         ties += x[c] == m
-    return distance, ties
+    return ties
 
 
 @njit(**PLAIN)
-def statistics(x, e):
-    """logsumexp and entropy of one row; e is scratch."""
+def statistics(x, e, moment):
+    """logsumexp and entropy of one row; e and moment are scratch."""
     m = largest(x)
     if math.isinf(m):
         m = as_real(np.nan, m)
-    exponentials_below(x, m, e)
-    distance, ties = sums_below(x, m, e)
+    ties = exponentials_below(x, m, e, moment)
+    distance = total_in_double(moment)
     down = np.float64(SCALE_DOWN(m))
     rest = total_by_blocks(e) * down + (ties - 1)
     log_sum = math.log1p(rest)
@@ -62,7 +57,7 @@ def rank_of(x, y):
 @njit(**PLAIN)
 def tile(t, correct, entropies, counts, z, target, lse, ks, classes, inner, ignore):
     per_tile = max(1, TILE // classes)
-    x, e = np.empty(classes, z.dtype), np.empty(classes, z.dtype)
+    x, e, moment = np.empty(classes, z.dtype), np.empty(classes, z.dtype), np.empty(classes, z.dtype)
     for row in range(t * per_tile, min(target.size, (t + 1) * per_tile)):
         y = target[row]
         if y == ignore:
@@ -70,7 +65,7 @@ def tile(t, correct, entropies, counts, z, target, lse, ks, classes, inner, igno
         base = row // inner * classes * inner + row % inner
         for c in range(classes):
             x[c] = z[base + c * inner]
-        of_row, entropy = statistics(x, e)
+        of_row, entropy = statistics(x, e, moment)
         if lse.size:
             lse[row] = of_row
         counts[t] += 1
@@ -82,13 +77,13 @@ def tile(t, correct, entropies, counts, z, target, lse, ks, classes, inner, igno
             correct[t, k] += rank < ks[k]
 
 
-@njit(**CACHED)
+@cached
 def evaluate_serial(*arguments):
     for t in range(arguments[0].shape[0]):
         tile(t, *arguments)
 
 
-@njit(**THREADED)
+@threaded
 def evaluate_parallel(*arguments):
     for t in prange(arguments[0].shape[0]):
         tile(t, *arguments)

@@ -8,7 +8,11 @@ so a gradient that replaces the logits is made in a scratch array first.
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
@@ -27,13 +31,34 @@ from fastloss.engines.numba_math import (
     ordered_bits,
     power_of_unit,
     prefetch,
+    total,
+    total_in_double,
     wide_vectors,
     zero_times,
 )
 
 PLAIN = {"error_model": "numpy"}
-CACHED = {"error_model": "numpy", "cache": True, "nogil": True}
-THREADED = {"error_model": "numpy", "cache": True, "nogil": True, "parallel": True}
+
+
+def _kept(parallel: bool) -> Callable[[Callable[..., Any]], Any]:
+    """njit whose machine code stays on disk until a file of this engine changes: by itself Numba would look at the
+    function's own file alone, and run old code of the others after an update."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        compiled = njit(cache=True, nogil=True, parallel=parallel, **PLAIN)(function)
+        file: Any = getattr(compiled._cache, "_cache_file", None)  # Numba's own, and so may be named otherwise one day
+        if hasattr(file, "_source_stamp"):
+            file._source_stamp = _SOURCES
+        return compiled
+
+    return decorate
+
+
+_SOURCES = hashlib.sha256(
+    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("numba_*.py")))
+).digest()
+cached = _kept(parallel=False)
+threaded = _kept(parallel=True)
 
 # Elements a tile, as in csrc/kernels.h.
 TILE = 32768
@@ -62,24 +87,6 @@ def largest(z):
         bits = ordered_bits(z[i])
         best = bits if bits > best else best
     return from_ordered_bits(best)
-
-
-@njit(error_model="numpy", fastmath={"reassoc", "nsz"})
-def total(values):
-    """The sum of at most a block, in the values' type."""
-    wide_vectors()
-    result = as_real(0.0, values[0])
-    for i in range(values.size):
-        result += values[i]
-    return result
-
-
-@njit(error_model="numpy", fastmath={"reassoc", "nsz"})
-def total_in_double(values):
-    result = 0.0
-    for i in range(values.size):
-        result += np.float64(values[i])
-    return result
 
 
 @njit(**PLAIN)
@@ -791,19 +798,19 @@ def cross_entropy_tiles(general: bool, classes: int, inner: int, rows: int) -> i
     return rows // inner * ((inner + per_tile - 1) // per_tile)
 
 
-@njit(**CACHED)
+@cached
 def cross_entropy_serial(sums, *arguments):
     for t in range(sums.size):
         sums[t] = cross_entropy_tile(t, *arguments)
 
 
-@njit(**THREADED)
+@threaded
 def cross_entropy_parallel(sums, *arguments):
     for t in prange(sums.size):
         sums[t] = cross_entropy_tile(t, *arguments)
 
 
-@njit(**CACHED)
+@cached
 def check_targets(target, classes, ignores, ignore, weight, sample_weight):
     """The mean's denominator, or NaN where a target is neither a class nor ignored."""
     bad = 0
@@ -835,19 +842,19 @@ def softmax_tile(t, kind, z, out, values, classes, inner, rows):
     )  # fmt: skip
 
 
-@njit(**CACHED)
+@cached
 def softmax_serial(tiles, *arguments):
     for t in range(tiles):
         softmax_tile(t, *arguments)
 
 
-@njit(**THREADED)
+@threaded
 def softmax_parallel(tiles, *arguments):
     for t in prange(tiles):
         softmax_tile(t, *arguments)
 
 
-@njit(**CACHED)
+@cached
 def binary_serial(sums, z, grad, losses, y, weight, pos_weight, upstream, ignores, ignore, smoothing, scale):
     for t in range(sums.size):
         sums[t] = binary_tile(
@@ -856,7 +863,7 @@ def binary_serial(sums, z, grad, losses, y, weight, pos_weight, upstream, ignore
         )  # fmt: skip
 
 
-@njit(**THREADED)
+@threaded
 def binary_parallel(sums, z, grad, losses, y, weight, pos_weight, upstream, ignores, ignore, smoothing, scale):
     for t in prange(sums.size):
         sums[t] = binary_tile(
@@ -865,12 +872,12 @@ def binary_parallel(sums, z, grad, losses, y, weight, pos_weight, upstream, igno
         )  # fmt: skip
 
 
-@njit(**CACHED)
+@cached
 def map_serial(kind, z, out):
     map_tile(kind, z, out, 0, z.size)
 
 
-@njit(**THREADED)
+@threaded
 def map_parallel(kind, z, out):
     for t in prange((z.size + TILE - 1) // TILE):
         map_tile(kind, z, out, t * TILE, min(z.size, (t + 1) * TILE))

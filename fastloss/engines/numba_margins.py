@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from fastloss.engines.numba_kernels import CACHED, PLAIN, THREADED, TILE
-from fastloss.engines.numba_math import INLINE, as_real
+from fastloss.engines.numba_kernels import PLAIN, TILE, cached, threaded
+from fastloss.engines.numba_math import INLINE, as_real, total, total_of_products
 
 NLL, MULTI_MARGIN, MULTILABEL_MARGIN = range(3)
 
@@ -48,21 +48,17 @@ def step(v):
     return 1.0 if v > 0 else v
 
 
-@njit(error_model="numpy", fastmath={"reassoc", "nsz"})
-def violation_sums(z, row, y, threshold, power):
-    """The sums over all classes but y of v^p, and of its derivatives."""
-    losses, slopes = 0.0, 0.0
+@njit(**PLAIN)
+def violation_sums(z, row, y, threshold, power, values, slopes):
+    """The sums over all classes but y of v^p, and of its derivatives. values and slopes are scratch."""
+    for c in range(z.shape[1]):
+        values[c] = violation(z[row, c], threshold)
+    values[y] = 0
     if power == 1:
         for c in range(z.shape[1]):
-            v = 0.0 if c == y else violation(z[row, c], threshold)
-            losses += v
-            slopes += step(v)
-    else:
-        for c in range(z.shape[1]):
-            v = 0.0 if c == y else violation(z[row, c], threshold)
-            losses += v * v
-            slopes += v + v
-    return losses, slopes
+            slopes[c] = step(values[c])
+        return total(values), total(slopes)
+    return total_of_products(values, values), 2.0 * total(values)
 
 
 @njit(**PLAIN)
@@ -77,13 +73,13 @@ def violation_slopes(z, row, threshold, power, g, grad):
 
 
 @njit(**PLAIN)
-def multi_margin_row(z, row, y, power, margin, g, grad):
+def multi_margin_row(z, row, y, power, margin, g, values, slopes, grad):
     """sum_{c != y} max(0, margin - z_y + z_c)^p, and its gradient times g where grad has elements."""
     threshold = np.float64(z[row, y]) - margin
-    loss, slopes = violation_sums(z, row, y, threshold, power)
+    loss, slope = violation_sums(z, row, y, threshold, power, values, slopes)
     if grad.size:
         violation_slopes(z, row, threshold, power, g, grad)
-        grad[row, y] = -g * slopes
+        grad[row, y] = -g * slope
     return loss
 
 
@@ -119,7 +115,7 @@ def multilabel_margin_row(z, row, target, g, is_label, slopes, grad):
 def margin_rows(kind, z, grad, losses, target, weight, sample_weight, upstream, first, end, power, margin, scale):
     """Rows [first, end). z and grad are (rows, classes), or grad (0, classes), and so are lists of labels."""
     classes = z.shape[1]
-    is_label, slopes = np.empty(classes, np.bool_), np.empty(classes, np.float64)
+    is_label, values, slopes = np.empty(classes, np.bool_), np.empty(classes, np.float64), np.empty(classes, np.float64)
     result = 0.0
     for row in range(first, end):
         s = (np.float64(sample_weight[row]) if sample_weight.size else 1.0) / classes
@@ -127,7 +123,7 @@ def margin_rows(kind, z, grad, losses, target, weight, sample_weight, upstream, 
             s *= np.float64(weight[target[row, 0]])
         g = s * scale * (np.float64(upstream[row]) if upstream.size else 1.0)
         if kind == MULTI_MARGIN:
-            loss = multi_margin_row(z, row, target[row, 0], power, margin, g, grad)
+            loss = multi_margin_row(z, row, target[row, 0], power, margin, g, values, slopes, grad)
         else:
             loss = multilabel_margin_row(z, row, target, g, is_label, slopes, grad)
         rounded = as_real(s * loss, z[0, 0])
@@ -156,13 +152,13 @@ def tile(
     )  # fmt: skip
 
 
-@njit(**CACHED)
+@cached
 def class_loss_serial(sums, *arguments):
     for t in range(sums.size):
         sums[t] = tile(t, *arguments)
 
 
-@njit(**THREADED)
+@threaded
 def class_loss_parallel(sums, *arguments):
     for t in prange(sums.size):
         sums[t] = tile(t, *arguments)

@@ -174,6 +174,100 @@ def prefetch(typing_context: Any, array: Any, i: Any) -> Any:
     return types.none(array, types.intp), code
 
 
+# ---- Sums -----------------------------------------------------------------------------------------------------------
+
+# As long as a register of AVX-512 is; shorter registers take the same lanes in turns.
+_VECTOR_BITS = 512
+# As many vectors are added to at a time, so that a sum need not wait for the one before.
+_SUMS = 4
+
+
+def _sum(terms: int, in_double: bool = False) -> Any:
+    """A function that gives the sum over i of x[i], or with two terms of x[i] y[i].
+
+    The order is written out: what LLVM makes of a loop that it may reorder is not the same every time it compiles it.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        arrays = [
+            context.make_array(kind)(context, builder, value) for kind, value in zip(signature.args, args, strict=True)
+        ]
+        given, real = _llvm(signature.args[0].dtype), _llvm(signature.return_type)
+        lanes = _VECTOR_BITS // signature.args[0].dtype.bitwidth
+        vector = ir.VectorType(real, lanes)
+        size = cgutils.unpack_tuple(builder, arrays[0].shape)[0]
+        count = size.type
+
+        def element(array: Any, i: Any) -> Any:
+            stride = cgutils.unpack_tuple(builder, array.strides)[0]
+            return cgutils.pointer_add(builder, array.data, builder.mul(i, stride), array.data.type)
+
+        def load(array: Any, kind: Any, i: Any, width: int) -> Any:
+            if width == 1:
+                return builder.load(element(array, i))
+            if kind.layout == "C":
+                pointer = builder.bitcast(builder.gep(array.data, [i]), ir.VectorType(given, width).as_pointer())
+                return builder.load(pointer, align=kind.dtype.bitwidth // 8)
+            values = ir.VectorType(given, width)(ir.Undefined)
+            for lane in range(width):
+                value = builder.load(element(array, builder.add(i, count(lane))))
+                values = builder.insert_element(values, value, ir.IntType(32)(lane))
+            return values
+
+        def add(total: Any, i: Any, width: int) -> None:
+            values = [load(array, kind, i, width) for array, kind in zip(arrays, signature.args, strict=True)]
+            if in_double:
+                values = [builder.fpext(value, vector if width > 1 else real) for value in values]
+            value = values[0] if terms == 1 else builder.fmul(*values)
+            builder.store(builder.fadd(builder.load(total), value), total)
+
+        totals = [cgutils.alloca_once_value(builder, vector([0.0] * lanes)) for _ in range(_SUMS)]
+        rest = cgutils.alloca_once_value(builder, real(0.0))
+        zero, one, step, steps = count(0), count(1), count(lanes), count(lanes * _SUMS)
+        of_steps = builder.sub(size, builder.urem(size, steps))
+        of_vectors = builder.sub(size, builder.urem(size, step))
+        with cgutils.for_range_slice(builder, zero, of_steps, steps) as (i, _):
+            for k, total in enumerate(totals):
+                add(total, builder.add(i, count(k * lanes)), lanes)
+        with cgutils.for_range_slice(builder, of_steps, of_vectors, step) as (i, _):
+            add(totals[0], i, lanes)
+        with cgutils.for_range_slice(builder, of_vectors, size, one) as (i, _):
+            add(rest, i, 1)
+        values = [builder.load(total) for total in totals]
+        while len(values) > 1:
+            values = [builder.fadd(*values[k : k + 2]) for k in range(0, len(values), 2)]
+        (value,) = values
+        while lanes > 1:
+            lanes //= 2
+            halves = [
+                builder.shuffle_vector(
+                    value, value, ir.VectorType(ir.IntType(32), lanes)([*range(first, first + lanes)])
+                )
+                for first in (0, lanes)
+            ]
+            value = builder.fadd(*halves)
+        return builder.fadd(builder.extract_element(value, ir.IntType(32)(0)), builder.load(rest))
+
+    def result(x: Any) -> Any:
+        return types.float64 if in_double else x.dtype
+
+    @intrinsic
+    def sum_of_one(typing_context: Any, x: Any) -> Any:
+        return result(x)(x), code
+
+    @intrinsic
+    def sum_of_products(typing_context: Any, x: Any, y: Any) -> Any:
+        return result(x)(x, y), code
+
+    return sum_of_one if terms == 1 else sum_of_products
+
+
+total = _sum(1)  # of at most a block, in the values' type
+total_in_double = _sum(1, in_double=True)
+total_of_products = _sum(2)
+
+# ---- Exponentials and logarithms ------------------------------------------------------------------------------------
+
 # x = n ln 2 + r. Adding 1.5 * 2^mantissa rounds to an integer, and leaves n with the exponent's bias in the low bits.
 # Exponentials scaled by 2^24 and 2^53 stay normal numbers wherever e^x is not zero.
 _PER_LN2 = _constant(float.fromhex("0x1.715476p+0"), float.fromhex("0x1.71547652b82fep+0"))

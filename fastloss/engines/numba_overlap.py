@@ -10,8 +10,17 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from fastloss.engines.numba_kernels import CACHED, PLAIN, THREADED, columns, copy_into, focal_factors, total
-from fastloss.engines.numba_math import SCALE_DOWN, as_real, exp, log1p, wide_vectors, zero_times
+from fastloss.engines.numba_kernels import PLAIN, cached, columns, copy_into, focal_factors, threaded
+from fastloss.engines.numba_math import (
+    SCALE_DOWN,
+    as_real,
+    exp,
+    log1p,
+    total,
+    total_of_products,
+    wide_vectors,
+    zero_times,
+)
 
 # Spans at most, as long as the groups are not more: there is a set of sums for each.
 SPANS = 64
@@ -64,15 +73,6 @@ def scatter(x, first, n, inner, z):
         base = first // inner * classes * inner + first % inner
         for c in range(classes):
             copy_into(x[c, :n], z[base + c * inner : base + c * inner + n])
-
-
-@njit(error_model="numpy", fastmath={"reassoc", "nsz"})
-def total_of_squares(values):
-    wide_vectors()
-    result = as_real(0.0, values[0])
-    for i in range(values.size):
-        result += values[i] * values[i]
-    return result
 
 
 # ---- Class indices --------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def class_sums(
         n = min(at_once, end - start, inner - start % inner if inner > 1 else end)
         class_probabilities(z, start, n, inner, target, ignore, from_logits, focal, gamma, x, ys, counts, work, sums)
         for c in range(classes):
-            positive = np.float64(total_of_squares(x[c, :n]) if squared else total(x[c, :n]))
+            positive = np.float64(total_of_products(x[c, :n], x[c, :n]) if squared else total(x[c, :n]))
             result[c, 1] += positive
             if positive != positive:  # NaN is in all sums, so that the class is not taken for one that no target has
                 result[c, 2] += positive
@@ -260,23 +260,17 @@ def mask_probabilities(x, y, from_logits, ignores, ignore, p, q):
             y[k] = y[k] if counts else zero
 
 
-@njit(error_model="numpy", fastmath={"reassoc", "nsz"})
-def mask_totals(p, q, y, squared):
-    wide_vectors()
+@njit(**PLAIN)
+def mask_totals(p, q, y, squared, rest):
+    """The sums of p y, p (1 - y) and q y, or where they are squared of p y, p (p - y), y (y - p). rest is scratch."""
     one = as_real(1.0, p[0])
-    both, positive, negative = as_real(0.0, p[0]), as_real(0.0, p[0]), as_real(0.0, p[0])
     if squared:
         for k in range(y.size):
-            gap = q[k] if y[k] == one else y[k] - p[k]  # q has the digits that the difference loses
-            both += p[k] * y[k]
-            positive -= p[k] * gap
-            negative += y[k] * gap
-    else:
-        for k in range(y.size):
-            both += p[k] * y[k]
-            positive += p[k] * (one - y[k])
-            negative += q[k] * y[k]
-    return both, positive, negative
+            rest[k] = q[k] if y[k] == one else y[k] - p[k]  # q has the digits that the difference loses
+        return total_of_products(p, y), -total_of_products(p, rest), total_of_products(y, rest)
+    for k in range(y.size):
+        rest[k] = one - y[k]
+    return total_of_products(p, y), total_of_products(p, rest), total_of_products(q, y)
 
 
 @njit(**PLAIN)
@@ -284,7 +278,7 @@ def mask_sums(z, labels, first, end, inner, from_logits, squared, ignores, ignor
     classes = result.shape[0]
     at_once = targets_at_once(classes)
     x, y = np.empty((classes, at_once), z.dtype), np.empty((classes, at_once), z.dtype)
-    p, q = np.empty(at_once, z.dtype), np.empty(at_once, z.dtype)
+    p, q, rest = np.empty(at_once, z.dtype), np.empty(at_once, z.dtype), np.empty(at_once, z.dtype)
     start = first
     while start < end:
         n = min(at_once, end - start, inner - start % inner if inner > 1 else end)
@@ -292,7 +286,7 @@ def mask_sums(z, labels, first, end, inner, from_logits, squared, ignores, ignor
         gather(labels, start, n, inner, y)
         for c in range(classes):
             mask_probabilities(x[c, :n], y[c, :n], from_logits, ignores, ignore, p, q)
-            both, positive, negative = mask_totals(p, q, y[c, :n], squared)
+            both, positive, negative = mask_totals(p[:n], q[:n], y[c, :n], squared, rest)
             result[c, 0] += np.float64(both)
             result[c, 1] += np.float64(positive)
             result[c, 2] += np.float64(negative)
@@ -350,13 +344,13 @@ def sums_of_span(
         )  # fmt: skip
 
 
-@njit(**CACHED)
+@cached
 def overlap_sums_serial(sums, entropies, *arguments):
     for t in range(sums.shape[0]):
         sums_of_span(t, sums[t], entropies[t], *arguments)
 
 
-@njit(**THREADED)
+@threaded
 def overlap_sums_parallel(sums, entropies, *arguments):
     for t in prange(sums.shape[0]):
         sums_of_span(t, sums[t], entropies[t], *arguments)
@@ -377,13 +371,13 @@ def gradient_of_span(
         )
 
 
-@njit(**CACHED)
+@cached
 def overlap_gradient_serial(count, *arguments):
     for t in range(count):
         gradient_of_span(t, *arguments)
 
 
-@njit(**THREADED)
+@threaded
 def overlap_gradient_parallel(count, *arguments):
     for t in prange(count):
         gradient_of_span(t, *arguments)
