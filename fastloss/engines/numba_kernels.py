@@ -21,6 +21,7 @@ from fastloss.engines.numba_math import (
     INLINE,
     LOWEST,
     SCALE_DOWN,
+    after_streams,
     as_real,
     exp,
     exp_and_rest,
@@ -31,6 +32,7 @@ from fastloss.engines.numba_math import (
     ordered_bits,
     power_of_unit,
     prefetch,
+    stream,
     total,
     total_in_double,
     wide_vectors,
@@ -72,6 +74,8 @@ FEW_CLASSES = 32
 SHORT_ROWS_AT_ONCE = 8192
 # How far a logit may exceed the reference of its row, which need not be the maximum, before a new one is taken.
 JUMP = 16.0
+# Arrays of this size at least are written past the caches, as in csrc/kernels.h.
+STREAM_BYTES = 24 << 20
 # Elements between what is read and what is fetched meanwhile.
 AHEAD = 2048
 
@@ -96,6 +100,12 @@ def total_by_blocks(values):
     for i in range(0, values.size, BLOCK):
         result += np.float64(total(values[i : i + BLOCK]))
     return result
+
+
+@njit(**INLINE)
+def streams_to(out):
+    """Whether a loss writes to this array past the caches: where they would not hold it, and blocks begin at lines."""
+    return out.nbytes >= STREAM_BYTES and out.ctypes.data % 64 == 0
 
 
 @njit(**PLAIN)
@@ -665,21 +675,30 @@ def exponentials_of_distance(z, u):
         u[i] = exp(-abs(z[i]))
 
 
+@njit(**INLINE)
+def plain_binary_loss(z, u, y):
+    """Without weights, where the factor of the logarithm is y + (1 - y)."""
+    far = y if z < 0 else as_real(1.0, z) - y
+    return log1p_unit(u) + (as_real(0.0, z) if far == 0 else far * abs(z))
+
+
 @njit(**PLAIN)
-def plain_binary_losses(z, u, y, loss):
+def plain_binary_losses(z, y, u):
+    """u becomes the losses."""
     wide_vectors()
-    one = as_real(1.0, z[0])
     for i in range(z.size):
-        loss[i] = binary_loss(z[i], u[i], y[i], one, one)
+        u[i] = plain_binary_loss(z[i], u[i], y[i])
 
 
 @njit(**PLAIN)
-def plain_binary_slopes(z, u, y, scale, slope):
+def plain_binary_block(z, y, scale, u, slope):
+    """u becomes the losses."""
     wide_vectors()
     one = as_real(1.0, z[0])
     g = as_real(scale, one)
     for i in range(z.size):
         slope[i] = binary_slope(z[i], u[i], y[i], one, one, g)
+        u[i] = plain_binary_loss(z[i], u[i], y[i])
 
 
 @njit(**PLAIN)
@@ -704,6 +723,7 @@ def binary_block(z, u, y, weight, pos_weight, upstream, ignores, ignore, smoothi
 def binary_tile(z, grad, losses, y, weight, pos_weight, upstream, first, end, ignores, ignore, smoothing, scale):
     plain = not (weight.size or pos_weight.size or upstream.size or ignores or smoothing > 0)
     in_place = grad.ctypes.data == z.ctypes.data
+    streams = plain and streams_to(grad) and not in_place
     u = np.empty(BLOCK, z.dtype)
     loss = np.empty(BLOCK, z.dtype)
     slope = np.empty(BLOCK, z.dtype)
@@ -713,11 +733,11 @@ def binary_tile(z, grad, losses, y, weight, pos_weight, upstream, first, end, ig
         at = slice(start, start + n)
         fetch_ahead(z[at])
         fetch_ahead(y[at])
-        exponentials_of_distance(z[at], u)
-        if plain:
-            plain_binary_losses(z[at], u, y[at], loss)
-            if grad.size:
-                plain_binary_slopes(z[at], u, y[at], scale, slope if in_place else grad[at])
+        exponentials_of_distance(z[at], loss if plain else u)
+        if plain and grad.size:
+            plain_binary_block(z[at], y[at], scale, loss, slope if in_place or streams else grad[at])
+        elif plain:
+            plain_binary_losses(z[at], y[at], loss)
         else:
             binary_block(
                 z[at], u, y[at], weight[at], pos_weight[at], upstream[at], ignores, ignore, smoothing, scale, loss,
@@ -726,8 +746,12 @@ def binary_tile(z, grad, losses, y, weight, pos_weight, upstream, first, end, ig
         result += total_in_double(loss[:n])
         if losses.size:
             copy_into(loss[:n], losses[at])
-        if grad.size and (in_place or not plain):
+        if streams:
+            stream(slope[:n], grad[at])
+        elif grad.size and (in_place or not plain):
             copy_into(slope[:n], grad[at])
+    if streams:
+        after_streams()
     return result
 
 

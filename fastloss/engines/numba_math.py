@@ -17,6 +17,9 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+# As long as a register of AVX-512 and a cache line are; shorter registers take the same lanes in turns.
+_VECTOR_BITS = 512
+
 # For what other kernels call. Divisions by 0 give infinities: the check for them would keep loops from being vectors.
 INLINE = {"forceinline": True, "error_model": "numpy"}
 
@@ -174,10 +177,45 @@ def prefetch(typing_context: Any, array: Any, i: Any) -> Any:
     return types.none(array, types.intp), code
 
 
+@intrinsic
+def stream(typing_context: Any, values: Any, out: Any) -> Any:
+    """out = values, past the caches; out begins at a cache line."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, sink = (
+            context.make_array(kind)(context, builder, value) for kind, value in zip(signature.args, args, strict=True)
+        )
+        size = cgutils.unpack_tuple(builder, source.shape)[0]
+        count, lanes = size.type, _VECTOR_BITS // values.dtype.bitwidth
+        vector = ir.VectorType(_llvm(values.dtype), lanes).as_pointer()
+        whole = builder.sub(size, builder.urem(size, count(lanes)))
+        past_caches = builder.module.add_metadata([ir.IntType(32)(1)])
+        with cgutils.for_range_slice(builder, count(0), whole, count(lanes)) as (i, _):
+            block = builder.load(
+                builder.bitcast(builder.gep(source.data, [i]), vector), align=values.dtype.bitwidth // 8
+            )
+            store = builder.store(block, builder.bitcast(builder.gep(sink.data, [i]), vector), align=_VECTOR_BITS // 8)
+            store.set_metadata("nontemporal", past_caches)
+        with cgutils.for_range_slice(builder, whole, size, count(1)) as (i, _):
+            builder.store(builder.load(builder.gep(source.data, [i])), builder.gep(sink.data, [i]))
+        return context.get_dummy_value()
+
+    return types.none(values, out), code
+
+
+@intrinsic
+def after_streams(typing_context: Any) -> Any:
+    """What was streamed is seen by other threads before anything that is written later."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.none(), code
+
+
 # ---- Sums -----------------------------------------------------------------------------------------------------------
 
-# As long as a register of AVX-512 is; shorter registers take the same lanes in turns.
-_VECTOR_BITS = 512
 # As many vectors are added to at a time, so that a sum need not wait for the one before.
 _SUMS = 4
 
