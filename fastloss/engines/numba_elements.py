@@ -12,7 +12,6 @@ from fastloss.engines.numba_kernels import (
     TILE,
     cached,
     copy_into,
-    fetch_ahead,
     threaded,
 )
 from fastloss.engines.numba_math import (
@@ -175,8 +174,6 @@ def element_tile(
     for start in range(t * TILE, min(z.size, (t + 1) * TILE), BLOCK):
         n = min(BLOCK, z.size - start)
         at = slice(start, start + n)
-        fetch_ahead(z[at])
-        fetch_ahead(y[at])
         labels(y[at], label_scale, label_shift, label)
         element_block(kind, z[at], label, alpha, gamma, margin, loss, slope)
         weigh_block(y[at], weight[at], upstream[at], ignores, ignore, scale, loss, slope)

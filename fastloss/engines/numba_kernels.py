@@ -31,7 +31,6 @@ from fastloss.engines.numba_math import (
     log1p_unit,
     ordered_bits,
     power_of_unit,
-    prefetch,
     stream,
     total,
     total_in_double,
@@ -66,6 +65,8 @@ threaded = _kept(parallel=True)
 TILE = 32768
 # Elements a block: its exponentials stay in the first-level cache, and float sums over it keep their digits.
 BLOCK = 512
+# Elements of a row a time: as few loops as fit in the first-level cache.
+ROW_BLOCK = 1024
 # Up to here rows are computed many at a time.
 SHORT_ROW = 256
 # And up to here without slices: taking one, and a call for it, would cost more than the row.
@@ -76,8 +77,6 @@ SHORT_ROWS_AT_ONCE = 8192
 JUMP = 16.0
 # Arrays of this size at least are written past the caches, as in csrc/kernels.h.
 STREAM_BYTES = 24 << 20
-# Elements between what is read and what is fetched meanwhile.
-AHEAD = 2048
 
 # ---- Loops over contiguous elements ---------------------------------------------------------------------------------
 
@@ -112,13 +111,6 @@ def streams_to(out):
 def copy_into(values, out):
     for i in range(values.size):
         out[i] = values[i]
-
-
-@njit(**INLINE)
-def fetch_ahead(block):
-    """Asks for what follows this block: a loop that is vectors can't do it by the way."""
-    for i in range(0, BLOCK, 64 // block.itemsize):
-        prefetch(block, AHEAD + i)
 
 
 @njit(**PLAIN)
@@ -371,15 +363,14 @@ def row_sums(z, e, y, smoothing):
     limit = math.exp(JUMP) / np.float64(SCALE_DOWN(z_y))
     rest = 0.0
     x_sum = 0.0
-    for start in range(0, classes, BLOCK):
-        z_block = z[start : start + BLOCK]
-        e_block = e[start : start + BLOCK]
-        fetch_ahead(z_block)
+    for start in range(0, classes, ROW_BLOCK):
+        z_block = z[start : start + ROW_BLOCK]
+        e_block = e[start : start + ROW_BLOCK]
         exponentials(z_block, reference, e_block)
-        has_target = start <= y < start + BLOCK
+        has_target = start <= y < start + ROW_BLOCK
         if has_target:
             e_block[y - start] = 0
-        block_sum = total(e_block)
+        block_sum = total_by_blocks(e_block)
         if block_sum > limit or (has_target and z_y > reference + as_real(JUMP, z_y)):
             top = largest(z[start:])
             if top > reference:
@@ -391,8 +382,8 @@ def row_sums(z, e, y, smoothing):
                 exponentials(z_block, reference, e_block)
                 if has_target:
                     e_block[y - start] = 0
-                block_sum = total(e_block)
-        rest += np.float64(block_sum)
+                block_sum = total_by_blocks(e_block)
+        rest += block_sum
         if smoothing:
             for i in range(z_block.size):
                 x_sum += np.float64(z_block[i] - reference)
@@ -731,8 +722,6 @@ def binary_tile(z, grad, losses, y, weight, pos_weight, upstream, first, end, ig
     for start in range(first, end, BLOCK):
         n = min(BLOCK, end - start)
         at = slice(start, start + n)
-        fetch_ahead(z[at])
-        fetch_ahead(y[at])
         exponentials_of_distance(z[at], loss if plain else u)
         if plain and grad.size:
             plain_binary_block(z[at], y[at], scale, loss, slope if in_place or streams else grad[at])

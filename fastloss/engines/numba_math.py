@@ -162,22 +162,6 @@ def wide_vectors(typing_context: Any) -> Any:
 
 
 @intrinsic
-def prefetch(typing_context: Any, array: Any, i: Any) -> Any:
-    """Asks for the cache line of array[i], which may lie past the end."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        pointer = builder.bitcast(builder.gep(data, [args[1]]), cgutils.voidptr_t)
-        int32 = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, int32, int32, int32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [pointer, int32(0), int32(3), int32(1)])
-        return context.get_dummy_value()
-
-    return types.none(array, types.intp), code
-
-
-@intrinsic
 def stream(typing_context: Any, values: Any, out: Any) -> Any:
     """out = values, past the caches; out begins at a cache line."""
 
