@@ -18,6 +18,7 @@ from numba import njit
 
 from fastloss.engines import numba_kernels as _kernels
 from fastloss.engines import numba_math as _math
+from fastloss.engines import numba_vectors as _vectors
 
 __all__ = [
     "binary_cross_entropy_with_logits",
@@ -179,7 +180,7 @@ def _binary_batch(z, y, grad):
 @njit(**_kernels.PLAIN)
 def _exponentials(logits, e):
     """e = scaled exponentials below the maximum, 0 at it: (maximum, sum of e^(z - maximum) less 1)."""
-    m = _kernels.largest(logits)
+    m = _vectors.largest(logits)
     if math.isinf(m):
         m = _math.as_real(np.nan, m)
     ties = 0

@@ -13,7 +13,8 @@ from numba import njit, prange
 from fastloss.engines import numba_kernels as kernels
 from fastloss.engines import numba_math
 from fastloss.engines.numba_kernels import BLOCK, PLAIN, TILE, copy_into
-from fastloss.engines.numba_math import INLINE, SCALE_DOWN, as_real, total_in_double, wide_vectors, zero_times
+from fastloss.engines.numba_math import INLINE, SCALE_DOWN, as_real, wide_vectors, zero_times
+from fastloss.engines.numba_vectors import total_in_double
 
 FUNCTIONS = {
     "as_real": numba_math.as_real,

@@ -26,10 +26,10 @@ from fastloss.engines.numba_math import (
     power_of_unit,
     sigmoid,
     softplus,
-    total_in_double,
     wide_vectors,
     zero_times,
 )
+from fastloss.engines.numba_vectors import total_in_double
 
 BCE, SIGMOID_FOCAL, SOFT_MARGIN, HINGE, KL_DIV, KL_DIV_LOG = range(6)
 

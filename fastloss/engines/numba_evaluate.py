@@ -7,8 +7,9 @@ import math
 import numpy as np
 from numba import njit, prange
 
-from fastloss.engines.numba_kernels import PLAIN, TILE, cached, largest, threaded, total_by_blocks
-from fastloss.engines.numba_math import SCALE_DOWN, as_real, exp_scaled, total_in_double, wide_vectors
+from fastloss.engines.numba_kernels import PLAIN, TILE, cached, threaded, total_by_blocks
+from fastloss.engines.numba_math import SCALE_DOWN, as_real, exp_scaled, wide_vectors
+from fastloss.engines.numba_vectors import largest, total_in_double
 
 # Behind every k of a top-k accuracy.
 NEVER = 1 << 62

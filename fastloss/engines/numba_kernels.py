@@ -21,21 +21,26 @@ from fastloss.engines.numba_math import (
     INLINE,
     LOWEST,
     SCALE_DOWN,
-    after_streams,
     as_real,
     exp,
     exp_and_rest,
     exp_scaled,
-    from_ordered_bits,
     log1p,
     log1p_unit,
-    ordered_bits,
     power_of_unit,
+    wide_vectors,
+    zero_times,
+)
+from fastloss.engines.numba_vectors import (
+    after_streams,
+    distance_below,
+    exponentials,
+    exponentials_below_largest,
+    largest,
+    scale_into,
     stream,
     total,
     total_in_double,
-    wide_vectors,
-    zero_times,
 )
 
 PLAIN = {"error_model": "numpy"}
@@ -65,12 +70,8 @@ threaded = _kept(parallel=True)
 TILE = 32768
 # Elements a block: its exponentials stay in the first-level cache, and float sums over it keep their digits.
 BLOCK = 512
-# Elements of a row a time: as few loops as fit in the first-level cache.
-ROW_BLOCK = 1024
 # Up to here rows are computed many at a time.
 SHORT_ROW = 256
-# And up to here without slices: taking one, and a call for it, would cost more than the row.
-FEW_CLASSES = 32
 # Elements of such rows at a time, with all that belongs to them in the second-level cache.
 SHORT_ROWS_AT_ONCE = 8192
 # How far a logit may exceed the reference of its row, which need not be the maximum, before a new one is taken.
@@ -79,17 +80,6 @@ JUMP = 16.0
 STREAM_BYTES = 24 << 20
 
 # ---- Loops over contiguous elements ---------------------------------------------------------------------------------
-
-
-@njit(**PLAIN)
-def largest(z):
-    """The maximum of at least one element; NaN or anything where there is NaN."""
-    wide_vectors()
-    best = ordered_bits(z[0])
-    for i in range(z.size):
-        bits = ordered_bits(z[i])
-        best = bits if bits > best else best
-    return from_ordered_bits(best)
 
 
 @njit(**PLAIN)
@@ -111,39 +101,6 @@ def streams_to(out):
 def copy_into(values, out):
     for i in range(values.size):
         out[i] = values[i]
-
-
-@njit(**PLAIN)
-def exponentials(z, reference, e):
-    """e = scaled exponentials of z - reference, where that is below 60."""
-    wide_vectors()
-    limit = as_real(60.0, reference)
-    for i in range(z.size):
-        x = z[i] - reference
-        e[i] = exp_scaled(limit if x > limit else x)
-
-
-@njit(**PLAIN)
-def exponentials_in_place(x):
-    """x = scaled exponentials of x, which is at most 0."""
-    wide_vectors()
-    for i in range(x.size):
-        x[i] = exp_scaled(x[i])
-
-
-@njit(**PLAIN)
-def scale(e, factor, shift):
-    wide_vectors()
-    for i in range(e.size):
-        e[i] = e[i] * factor - shift
-
-
-@njit(**PLAIN)
-def scale_into(e, factor, shift, out):
-    """The same in another array; one that is the same would keep this loop from being vectors."""
-    wide_vectors()
-    for i in range(e.size):
-        out[i] = e[i] * factor - shift
 
 
 # ---- Cross-entropy with class indices, after the sums of a row are known: see csrc/cross_entropy.h ------------------
@@ -279,7 +236,6 @@ def short_rows(
     """
     classes = z.shape[1]
     at_once = max(8, min(256, SHORT_ROWS_AT_ONCE // classes))
-    few = classes <= FEW_CLASSES
     share = 1.0 - smoothing
     same_factors = not (weight.size or sample_weight.size or upstream.size or focal > 0)
     x = np.empty((at_once, classes), z.dtype)
@@ -299,52 +255,29 @@ def short_rows(
             if y == ignore:
                 ignore_row(row, grad, losses)
             else:
-                index[n] = row
-                ys[n] = y
+                if not same_factors:
+                    take_target(n, row, y, share, scale, weight, sample_weight, upstream, a, s, g)
+                index[n], ys[n], z_y[n] = row, y, z[row, y]
+                m[n], rest_of_row = exponentials_below_largest(z[row], y, x[n])
+                rest[n] = rest_of_row * SCALE_DOWN(rest_of_row)
+                if smoothing > 0:
+                    distance[n] = distance_below(z[row], m[n])
                 n += 1
             row += 1
-        for k in range(n):
-            r = index[k]
-            if not same_factors:
-                take_target(k, r, ys[k], share, scale, weight, sample_weight, upstream, a, s, g)
-            top = z[r, 0]
-            if few:
-                for c in range(1, classes):
-                    top = z[r, c] if z[r, c] > top else top
-            else:
-                top = largest(z[r])
-            for c in range(classes):
-                x[k, c] = z[r, c] - top
-            m[k] = top
-            z_y[k] = z[r, ys[k]]
-            if smoothing > 0:
-                distance[k] = -total(x[k])
-        exponentials_in_place(x.reshape(-1)[: n * classes])
-        for k in range(n):
-            x[k, ys[k]] = 0
-        for k in range(n):
-            if few:
-                row_total = x[k, 0]
-                for c in range(1, classes):
-                    row_total += x[k, c]
-            else:
-                row_total = total(x[k])
-            rest[k] = row_total * SCALE_DOWN(row_total)
         if focal > 0:
             focus(n, m, z_y, rest, focal, gamma, a, a_grad)
         finish(
             n, m, z_y, rest, distance, a, a_grad, s, g, smoothing, smoothing / classes, z_loss, loss, factor,
             target_grad, shift,
         )  # fmt: skip
-        for k in range(n):
-            r = index[k]
-            result += np.float64(loss[k])
-            if losses.size:
-                losses[r] = loss[k]
-            if grad.size:
-                for c in range(classes):
-                    grad[r, c] = x[k, c] * factor[k] - shift[k]
-                grad[r, ys[k]] = target_grad[k]
+        result += total_in_double(loss[:n])
+        if losses.size:
+            for k in range(n):
+                losses[index[k]] = loss[k]
+        if grad.size:
+            for k in range(n):
+                scale_into(x[k], factor[k], shift[k], grad[index[k]])
+                grad[index[k], ys[k]] = target_grad[k]
     return result
 
 
@@ -363,27 +296,21 @@ def row_sums(z, e, y, smoothing):
     limit = math.exp(JUMP) / np.float64(SCALE_DOWN(z_y))
     rest = 0.0
     x_sum = 0.0
-    for start in range(0, classes, ROW_BLOCK):
-        z_block = z[start : start + ROW_BLOCK]
-        e_block = e[start : start + ROW_BLOCK]
-        exponentials(z_block, reference, e_block)
-        has_target = start <= y < start + ROW_BLOCK
-        if has_target:
-            e_block[y - start] = 0
-        block_sum = total_by_blocks(e_block)
+    for start in range(0, classes, BLOCK):
+        z_block = z[start : start + BLOCK]
+        e_block = e[start : start + BLOCK]
+        block_sum = exponentials(z_block, reference, y - start, e_block)
+        has_target = start <= y < start + BLOCK
         if block_sum > limit or (has_target and z_y > reference + as_real(JUMP, z_y)):
             top = largest(z[start:])
             if top > reference:
                 shrink = math.exp(np.float64(reference) - np.float64(top))
                 rest *= shrink
                 x_sum += start * (np.float64(reference) - np.float64(top))
-                scale(e[:start], as_real(shrink, z_y), as_real(0.0, z_y))
+                scale_into(e[:start], as_real(shrink, z_y), as_real(0.0, z_y), e[:start])
                 reference = top
-                exponentials(z_block, reference, e_block)
-                if has_target:
-                    e_block[y - start] = 0
-                block_sum = total_by_blocks(e_block)
-        rest += block_sum
+                block_sum = exponentials(z_block, reference, y - start, e_block)
+        rest += np.float64(block_sum)
         if smoothing:
             for i in range(z_block.size):
                 x_sum += np.float64(z_block[i] - reference)
@@ -425,10 +352,7 @@ def long_row(z, e, y, a, s, g, smoothing, z_loss, focal, gamma):
 def row_gradient(e, factor, shift, y, target_grad, grad):
     """From exponentials, which may lie in grad itself."""
     f, minus = as_real(factor, e[0]), as_real(shift, e[0])
-    if e.ctypes.data == grad.ctypes.data:
-        scale(grad, f, minus)
-    else:
-        scale_into(e, f, minus, grad)
+    scale_into(e, f, minus, grad)
     grad[y] = target_grad
 
 

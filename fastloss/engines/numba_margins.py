@@ -6,7 +6,8 @@ import numpy as np
 from numba import njit, prange
 
 from fastloss.engines.numba_kernels import PLAIN, TILE, cached, threaded
-from fastloss.engines.numba_math import INLINE, as_real, total, total_of_products
+from fastloss.engines.numba_math import INLINE, as_real
+from fastloss.engines.numba_vectors import total, total_of_products
 
 NLL, MULTI_MARGIN, MULTILABEL_MARGIN = range(3)
 

@@ -17,14 +17,11 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-# As long as a register of AVX-512 and a cache line are; shorter registers take the same lanes in turns.
-_VECTOR_BITS = 512
-
 # For what other kernels call. Divisions by 0 give infinities: the check for them would keep loops from being vectors.
 INLINE = {"forceinline": True, "error_model": "numpy"}
 
 
-def _llvm(real: Any) -> Any:
+def llvm_type(real: Any) -> Any:
     return ir.FloatType() if real == types.float32 else ir.DoubleType()
 
 
@@ -39,14 +36,16 @@ def _constant(single: float, double: float) -> Any:
     @intrinsic
     def constant(typing_context: Any, like: Any) -> Any:
         value = single if like == types.float32 else double
-        return like(like), lambda context, builder, signature, args: _llvm(like)(value)
+        return like(like), lambda context, builder, signature, args: llvm_type(like)(value)
 
     return constant
 
 
 def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    element, lanes = (a.type.element, f"v{a.type.count}") if isinstance(a.type, ir.VectorType) else (a.type, "")
+    name = f"llvm.fmuladd.{lanes}{element.intrinsic_name}"
     kind = ir.FunctionType(a.type, [a.type] * 3)
-    return builder.call(builder.module.declare_intrinsic("llvm.fmuladd", [a.type], kind), [a, b, c])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [a, b, c])
 
 
 def _polynomial(single: Sequence[str], double: Sequence[str]) -> Any:
@@ -90,7 +89,7 @@ def _power_of_two(typing_context: Any, t: Any) -> Any:
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         integer = ir.IntType(bits)
-        return builder.bitcast(builder.shl(builder.bitcast(args[0], integer), integer(mantissa)), _llvm(t))
+        return builder.bitcast(builder.shl(builder.bitcast(args[0], integer), integer(mantissa)), llvm_type(t))
 
     return t(t), code
 
@@ -106,42 +105,10 @@ def _log_split(typing_context: Any, u: Any) -> Any:
         shifted = builder.add(builder.bitcast(args[0], integer), integer(one - sqrt_half))
         exponent = builder.sub(builder.ashr(shifted, integer(mantissa)), integer(bias))
         rest = builder.add(builder.and_(shifted, integer((1 << mantissa) - 1)), integer(sqrt_half))
-        values = [builder.sitofp(exponent, _llvm(u)), builder.bitcast(rest, _llvm(u))]
+        values = [builder.sitofp(exponent, llvm_type(u)), builder.bitcast(rest, llvm_type(u))]
         return context.make_tuple(builder, signature.return_type, values)
 
     return types.UniTuple(u, 2)(u), code
-
-
-def _reordered(builder: Any, value: Any, bits: int) -> Any:
-    """Negative numbers' magnitude bits the other way round, and back."""
-    integer = ir.IntType(bits)
-    sign = builder.ashr(value, integer(bits - 1))
-    return builder.xor(value, builder.and_(sign, integer((1 << (bits - 1)) - 1)))
-
-
-@intrinsic
-def ordered_bits(typing_context: Any, x: Any) -> Any:
-    """An integer that compares as x does, with NaN beyond the infinities.
-
-    LLVM makes vectors of a loop for the largest integer, but not of one for the largest float that may be NaN.
-    """
-    bits, _, _ = _layout(x)
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _reordered(builder, builder.bitcast(args[0], ir.IntType(bits)), bits)
-
-    return (types.int32 if bits == 32 else types.int64)(x), code
-
-
-@intrinsic
-def from_ordered_bits(typing_context: Any, value: Any) -> Any:
-    """What ordered_bits was made from."""
-    real = types.float32 if value.bitwidth == 32 else types.float64
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(_reordered(builder, args[0], value.bitwidth), _llvm(real))
-
-    return real(value), code
 
 
 @intrinsic
@@ -161,148 +128,24 @@ def wide_vectors(typing_context: Any) -> Any:
     return types.none(), code
 
 
-@intrinsic
-def stream(typing_context: Any, values: Any, out: Any) -> Any:
-    """out = values, past the caches; out begins at a cache line."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, sink = (
-            context.make_array(kind)(context, builder, value) for kind, value in zip(signature.args, args, strict=True)
-        )
-        size = cgutils.unpack_tuple(builder, source.shape)[0]
-        count, lanes = size.type, _VECTOR_BITS // values.dtype.bitwidth
-        vector = ir.VectorType(_llvm(values.dtype), lanes).as_pointer()
-        whole = builder.sub(size, builder.urem(size, count(lanes)))
-        past_caches = builder.module.add_metadata([ir.IntType(32)(1)])
-        with cgutils.for_range_slice(builder, count(0), whole, count(lanes)) as (i, _):
-            block = builder.load(
-                builder.bitcast(builder.gep(source.data, [i]), vector), align=values.dtype.bitwidth // 8
-            )
-            store = builder.store(block, builder.bitcast(builder.gep(sink.data, [i]), vector), align=_VECTOR_BITS // 8)
-            store.set_metadata("nontemporal", past_caches)
-        with cgutils.for_range_slice(builder, whole, size, count(1)) as (i, _):
-            builder.store(builder.load(builder.gep(source.data, [i])), builder.gep(sink.data, [i]))
-        return context.get_dummy_value()
-
-    return types.none(values, out), code
-
-
-@intrinsic
-def after_streams(typing_context: Any) -> Any:
-    """What was streamed is seen by other threads before anything that is written later."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.none(), code
-
-
-# ---- Sums -----------------------------------------------------------------------------------------------------------
-
-# As many vectors are added to at a time, so that a sum need not wait for the one before.
-_SUMS = 4
-
-
-def _sum(terms: int, in_double: bool = False) -> Any:
-    """A function that gives the sum over i of x[i], or with two terms of x[i] y[i].
-
-    The order is written out: what LLVM makes of a loop that it may reorder is not the same every time it compiles it.
-    """
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        arrays = [
-            context.make_array(kind)(context, builder, value) for kind, value in zip(signature.args, args, strict=True)
-        ]
-        given, real = _llvm(signature.args[0].dtype), _llvm(signature.return_type)
-        lanes = _VECTOR_BITS // signature.args[0].dtype.bitwidth
-        vector = ir.VectorType(real, lanes)
-        size = cgutils.unpack_tuple(builder, arrays[0].shape)[0]
-        count = size.type
-
-        def element(array: Any, i: Any) -> Any:
-            stride = cgutils.unpack_tuple(builder, array.strides)[0]
-            return cgutils.pointer_add(builder, array.data, builder.mul(i, stride), array.data.type)
-
-        def load(array: Any, kind: Any, i: Any, width: int) -> Any:
-            if width == 1:
-                return builder.load(element(array, i))
-            if kind.layout == "C":
-                pointer = builder.bitcast(builder.gep(array.data, [i]), ir.VectorType(given, width).as_pointer())
-                return builder.load(pointer, align=kind.dtype.bitwidth // 8)
-            values = ir.VectorType(given, width)(ir.Undefined)
-            for lane in range(width):
-                value = builder.load(element(array, builder.add(i, count(lane))))
-                values = builder.insert_element(values, value, ir.IntType(32)(lane))
-            return values
-
-        def add(total: Any, i: Any, width: int) -> None:
-            values = [load(array, kind, i, width) for array, kind in zip(arrays, signature.args, strict=True)]
-            if in_double:
-                values = [builder.fpext(value, vector if width > 1 else real) for value in values]
-            value = values[0] if terms == 1 else builder.fmul(*values)
-            builder.store(builder.fadd(builder.load(total), value), total)
-
-        totals = [cgutils.alloca_once_value(builder, vector([0.0] * lanes)) for _ in range(_SUMS)]
-        rest = cgutils.alloca_once_value(builder, real(0.0))
-        zero, one, step, steps = count(0), count(1), count(lanes), count(lanes * _SUMS)
-        of_steps = builder.sub(size, builder.urem(size, steps))
-        of_vectors = builder.sub(size, builder.urem(size, step))
-        with cgutils.for_range_slice(builder, zero, of_steps, steps) as (i, _):
-            for k, total in enumerate(totals):
-                add(total, builder.add(i, count(k * lanes)), lanes)
-        with cgutils.for_range_slice(builder, of_steps, of_vectors, step) as (i, _):
-            add(totals[0], i, lanes)
-        with cgutils.for_range_slice(builder, of_vectors, size, one) as (i, _):
-            add(rest, i, 1)
-        values = [builder.load(total) for total in totals]
-        while len(values) > 1:
-            values = [builder.fadd(*values[k : k + 2]) for k in range(0, len(values), 2)]
-        (value,) = values
-        while lanes > 1:
-            lanes //= 2
-            halves = [
-                builder.shuffle_vector(
-                    value, value, ir.VectorType(ir.IntType(32), lanes)([*range(first, first + lanes)])
-                )
-                for first in (0, lanes)
-            ]
-            value = builder.fadd(*halves)
-        return builder.fadd(builder.extract_element(value, ir.IntType(32)(0)), builder.load(rest))
-
-    def result(x: Any) -> Any:
-        return types.float64 if in_double else x.dtype
-
-    @intrinsic
-    def sum_of_one(typing_context: Any, x: Any) -> Any:
-        return result(x)(x), code
-
-    @intrinsic
-    def sum_of_products(typing_context: Any, x: Any, y: Any) -> Any:
-        return result(x)(x, y), code
-
-    return sum_of_one if terms == 1 else sum_of_products
-
-
-total = _sum(1)  # of at most a block, in the values' type
-total_in_double = _sum(1, in_double=True)
-total_of_products = _sum(2)
-
 # ---- Exponentials and logarithms ------------------------------------------------------------------------------------
 
 # x = n ln 2 + r. Adding 1.5 * 2^mantissa rounds to an integer, and leaves n with the exponent's bias in the low bits.
 # Exponentials scaled by 2^24 and 2^53 stay normal numbers wherever e^x is not zero.
-_PER_LN2 = _constant(float.fromhex("0x1.715476p+0"), float.fromhex("0x1.71547652b82fep+0"))
-_LN2_UPPER = _constant(float.fromhex("0x1.63p-1"), float.fromhex("0x1.62e42feep-1"))
-_LN2_LOWER = _constant(float.fromhex("-0x1.bd0106p-13"), float.fromhex("0x1.a39ef35793c76p-33"))
-_EXP_ROUND = _constant(1.5 * 2**23 + 127 + 24, 1.5 * 2**52 + 1023 + 53)
-_EXP_LOWEST = _constant(-151 / 1.44269502, -1076 / 1.4426950408889634)
+_PER_LN2_PAIR = float.fromhex("0x1.715476p+0"), float.fromhex("0x1.71547652b82fep+0")
+_LN2_UPPER_PAIR = float.fromhex("0x1.63p-1"), float.fromhex("0x1.62e42feep-1")
+_LN2_LOWER_PAIR = float.fromhex("-0x1.bd0106p-13"), float.fromhex("0x1.a39ef35793c76p-33")
+_EXP_ROUND_PAIR = 1.5 * 2**23 + 127 + 24, 1.5 * 2**52 + 1023 + 53
+_EXP_LOWEST_PAIR = -151 / 1.44269502, -1076 / 1.4426950408889634
+_PER_LN2 = _constant(*_PER_LN2_PAIR)
+_LN2_UPPER = _constant(*_LN2_UPPER_PAIR)
+_LN2_LOWER = _constant(*_LN2_LOWER_PAIR)
 _EXP_ROUND_UNSCALED = _constant(1.5 * 2**23 + 127, 1.5 * 2**52 + 1023)
 _EXP_LOWEST_UNSCALED = _constant(-127 / 1.44269502, -1023 / 1.4426950408889634)
 SCALE_DOWN = _constant(2.0**-24, 2.0**-53)
 LOWEST = _constant(-3.4028234663852886e38, -1.7976931348623157e308)
 
-_exp_tail = _polynomial(
+_EXP_TAIL_PAIR = (
     ["0x1.6a23d2p-10", "0x1.123a26p-7", "0x1.5558f4p-5", "0x1.555490p-3", "0x1.fffffcp-2", "0x1p0"],
     [
         "0x1.ad7f457020b3fp-26", "0x1.28ad9def2129fp-22", "0x1.71df25b33092ap-19", "0x1.a01999dfd5278p-16",
@@ -310,6 +153,7 @@ _exp_tail = _polynomial(
         "0x1.55555555554f9p-3", "0x1.000000000000ap-1", "0x1p0",
     ],
 )  # fmt: skip
+_exp_tail = _polynomial(*_EXP_TAIL_PAIR)
 
 # log(1 + f) = f - (f^2 / 2 - s (f^2 / 2 + R(s^2))) with s = f / (2 + f)
 _log_tail = _polynomial(
@@ -330,17 +174,40 @@ _log1p_unit_tail = _polynomial(
 )  # fmt: skip
 
 
-@njit(**INLINE)
-def exp_scaled(x):
+def exp_scaled_code(builder: Any, x: Any) -> Any:
+    """Code for exp_scaled of a number or a vector."""
+    real, lanes = (x.type.element, x.type.count) if isinstance(x.type, ir.VectorType) else (x.type, 0)
+    is_double = real == ir.DoubleType()
+    integer = ir.IntType(64 if is_double else 32)
+
+    def every(kind: Any, value: Any) -> Any:
+        return ir.VectorType(kind, lanes)([value] * lanes) if lanes else kind(value)
+
+    def number(pair: tuple[float, float]) -> Any:
+        return every(real, pair[is_double])
+
+    def minus(value: Any) -> Any:
+        return builder.fsub(every(real, -0.0), value)
+
+    lowest, rounding = number(_EXP_LOWEST_PAIR), number(_EXP_ROUND_PAIR)
+    x = builder.select(builder.fcmp_ordered("<", x, lowest), lowest, x)
+    t = _fused(builder, x, number(_PER_LN2_PAIR), rounding)
+    minus_n = minus(builder.fsub(t, rounding))
+    r = _fused(builder, minus_n, number(_LN2_UPPER_PAIR), x)
+    r = _fused(builder, minus_n, number(_LN2_LOWER_PAIR), r)
+    bits = builder.bitcast(t, ir.VectorType(integer, lanes) if lanes else integer)
+    power = builder.bitcast(builder.shl(bits, every(integer, 52 if is_double else 23)), x.type)
+    tail = [every(real, float.fromhex(text)) for text in _EXP_TAIL_PAIR[is_double]]
+    value = tail[0]
+    for coefficient in tail[1:]:
+        value = _fused(builder, value, r, coefficient)
+    return _fused(builder, builder.fmul(value, r), power, power)
+
+
+@intrinsic
+def exp_scaled(typing_context: Any, x: Any) -> Any:
     """e^x 2^24 in float32, e^x 2^53 in float64: exactly 0 for -inf, NaN for NaN. The caller keeps x below 60."""
-    lowest = _EXP_LOWEST(x)
-    x = lowest if x < lowest else x
-    t = fma(x, _PER_LN2(x), _EXP_ROUND(x))
-    n = t - _EXP_ROUND(x)
-    r = fma(-n, _LN2_UPPER(x), x)
-    r = fma(-n, _LN2_LOWER(x), r)
-    power = _power_of_two(t)
-    return fma(_exp_tail(r) * r, power, power)
+    return x(x), lambda context, builder, signature, args: exp_scaled_code(builder, args[0])
 
 
 @njit(**INLINE)

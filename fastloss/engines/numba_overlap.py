@@ -11,16 +11,8 @@ import numpy as np
 from numba import njit, prange
 
 from fastloss.engines.numba_kernels import PLAIN, cached, columns, copy_into, focal_factors, threaded
-from fastloss.engines.numba_math import (
-    SCALE_DOWN,
-    as_real,
-    exp,
-    log1p,
-    total,
-    total_of_products,
-    wide_vectors,
-    zero_times,
-)
+from fastloss.engines.numba_math import SCALE_DOWN, as_real, exp, log1p, wide_vectors, zero_times
+from fastloss.engines.numba_vectors import total, total_of_products
 
 # Spans at most, as long as the groups are not more: there is a set of sums for each.
 SPANS = 64
