@@ -145,10 +145,14 @@ def finish(n, m, z_y, rest, distance, a, a_grad, s, g, smoothing, u, z_loss, los
     smoothing = as_real(smoothing, one)
     u = as_real(u, one)
     z_loss = as_real(z_loss, one)
+    # Short loops, of which the processor overlaps many turns.
     for i in range(n):
-        e_y = exp(z_y[i] - m[i])
+        target_grad[i] = exp(z_y[i] - m[i])
+    for i in range(n):
+        shift[i] = log1p(rest[i] + (target_grad[i] - one))
+    for i in range(n):
+        e_y, log_sum = target_grad[i], shift[i]
         inverse = one / (rest[i] + e_y)
-        log_sum = log1p(rest[i] + (e_y - one))
         nll = (m[i] - z_y[i]) + log_sum
         lse = m[i] + log_sum
         extra = (z_loss + z_loss) * lse

@@ -296,9 +296,12 @@ def exponentials_below_largest(typing_context: Any, z: Any, y: Any, e: Any) -> A
         # A row of one vector stays in its register.
         with builder.if_else(builder.icmp_unsigned("<=", size, size.type(logits.lanes))) as (one_vector, several):
             with one_vector:
+                logits.fetch(size.type(FETCHED * logits.lanes), False)
                 x = logits.load(first, size, -math.inf)
                 m = _across(builder, x, _larger(builder))
-                e = _exponentials(builder, logits, logits.splat(m), args[1], out, first, size, x)
+                e = exp_scaled_code(builder, builder.fsub(x, logits.splat(m)))
+                e = out.without(e, args[1])
+                out.store(e, first, size)
                 builder.store(m, top)
                 builder.store(_across(builder, e, builder.fadd), total)
             with several:
