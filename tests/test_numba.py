@@ -3,6 +3,7 @@
 That the engine gives the right numbers is tested where all engines are."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -121,6 +122,30 @@ print(time.perf_counter() - start)
     warm = run(code, NUMBA_CACHE_DIR=str(tmp_path))
     assert warm.stderr == ""
     assert float(warm.stdout) < float(cold.stdout) / 3
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the names are those of x86-64 processors")
+@pytest.mark.parametrize("cpu", ["generic", "haswell"])
+def test_vectors_of_narrower_registers(cpu, tmp_path):
+    llvmlite = pytest.importorskip("llvmlite.binding")
+    if cpu == "haswell" and not llvmlite.get_host_cpu_features().get("avx2"):
+        pytest.skip("this processor has no AVX2")
+    code = """
+import numpy as np, fastloss as fl
+rng = np.random.default_rng(0)
+for shape in [(50, 2), (50, 7), (50, 8), (50, 9), (40, 15), (40, 16), (40, 17), (9, 40), (4, 300), (3, 1031)]:
+    z, y = (3 * rng.normal(0, 1, shape)).astype(np.float32), rng.integers(0, shape[1], shape[0])
+    for smoothing in (0.0, 0.1):
+        options = {"label_smoothing": smoothing, "return_grad": True, "num_threads": 1}
+        loss, grad = fl.cross_entropy(z, y, engine="numba", **options)
+        expected, gradient = fl.cross_entropy(z.astype(np.float64), y, engine="reference", **options)
+        assert abs(loss - expected) < 3e-6 * expected, (shape, smoothing, loss, expected)
+        assert np.abs(grad - gradient).max() < 3e-6 * np.abs(gradient).max(), (shape, smoothing)
+print("all")
+"""
+    features = {"generic": "+sse2", "haswell": "+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+lzcnt,+popcnt,+sse4.1,+sse4.2"}[cpu]
+    done = run(code, NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path))
+    assert done.stdout == "all\n", done.stderr
 
 
 def test_what_lies_on_disk_and_what_was_just_compiled_give_the_same_bits(tmp_path):

@@ -37,6 +37,7 @@ from fastloss.engines.numba_vectors import (
     exponentials,
     exponentials_below_largest,
     largest,
+    room,
     scale_into,
     stream,
     total,
@@ -242,7 +243,7 @@ def short_rows(
     at_once = max(8, min(256, SHORT_ROWS_AT_ONCE // classes))
     share = 1.0 - smoothing
     same_factors = not (weight.size or sample_weight.size or upstream.size or focal > 0)
-    x = np.empty((at_once, classes), z.dtype)
+    x = np.empty((at_once, room(classes, z[0, 0])), z.dtype)
     index = np.empty(at_once, np.int64)
     ys = np.empty(at_once, np.int64)
     work = np.zeros((12, at_once), z.dtype)

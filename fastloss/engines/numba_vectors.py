@@ -3,6 +3,7 @@ order of sums, which need not be the same every time it compiles."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,8 @@ from numba.extending import intrinsic
 
 from fastloss.engines.numba_math import exp_scaled_code, llvm_type
 
-# As long as a register of AVX-512 and a cache line are; shorter registers take the same lanes in turns.
-VECTOR_BITS = 512
+# A cache line's, and a register's of AVX-512.
+LINE_BITS = 512
 # As many vectors are added to at a time, so that a sum need not wait for the one before.
 SUMS = 4
 # Vectors between what is read and what is fetched meanwhile.
@@ -25,6 +26,17 @@ FETCHED = 32
 _Pair = Callable[[Any, Any], Any]
 
 
+def _has_masks(context: Any) -> bool:
+    """Whether the CPU has AVX-512, and so loads and stores parts of vectors as fast as whole ones."""
+    _, _, features = context.codegen().magic_tuple()
+    return "+avx512f" in features
+
+
+def _lanes(context: Any, real: Any) -> int:
+    """Elements of a vector, which is as wide as AVX-512's or AVX2's; where registers are shorter, several hold it."""
+    return LINE_BITS // (1 if _has_masks(context) else 2) // int(real.bitwidth)
+
+
 class _Array:
     """One of an intrinsic's arguments."""
 
@@ -32,7 +44,8 @@ class _Array:
         self.builder = builder
         self.real = llvm_type(kind.dtype)
         self.bytes = kind.dtype.bitwidth // 8
-        self.lanes = VECTOR_BITS // kind.dtype.bitwidth
+        self.has_masks = _has_masks(context)
+        self.lanes = _lanes(context, kind.dtype)
         self.vector = ir.VectorType(self.real, self.lanes)
         array = context.make_array(kind)(context, builder, value)
         self.data = array.data
@@ -71,9 +84,16 @@ class _Array:
             self._scatter(value, i, part)
         elif part is None:
             self.builder.store(value, self.at(i, self.vector), align=self.bytes)
-        else:
+        elif self.has_masks:
             pointer = self.at(i, self.vector)
             self._masked("store", ir.VoidType(), [value, pointer, ir.IntType(32)(self.bytes), self._mask(part)])
+        else:  # AVX2 has masked stores, which take AMD's processors longer than these
+            builder, zero = self.builder, ir.IntType(32)(0)
+            lanes = cgutils.alloca_once(builder, ir.ArrayType(self.real, self.lanes))
+            builder.store(value, builder.bitcast(lanes, self.vector.as_pointer()), align=self.bytes)
+            with cgutils.for_range(builder, part, intp=part.type) as loop:
+                lane = builder.load(builder.gep(lanes, [zero, loop.index]))
+                builder.store(lane, self.at(builder.add(i, loop.index)))
 
     def fetch(self, i: Any, to_write: bool) -> None:
         """Asks for the cache line of element i, which may lie past the end."""
@@ -286,28 +306,57 @@ def exponentials(typing_context: Any, z: Any, reference: Any, y: Any, e: Any) ->
 
 
 @intrinsic
+def room(typing_context: Any, count: Any, like: Any) -> Any:
+    """The length of an array for so many exponentials_below_largest."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if _has_masks(context):
+            return args[0]
+        lanes = args[0].type(_lanes(context, like))
+        return builder.mul(builder.udiv(builder.add(args[0], builder.sub(lanes, lanes.type(1))), lanes), lanes)
+
+    return types.intp(types.intp, like), code
+
+
+@intrinsic
 def exponentials_below_largest(typing_context: Any, z: Any, y: Any, e: Any) -> Any:
-    """(The maximum, the sum of e): e = scaled exponentials of z less the maximum, but 0 at y."""
+    """(The maximum, the sum of e): e = scaled exponentials of z less the maximum, but 0 at y. e has the
+    length that `room` gives."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         logits, out = _arrays(context, builder, signature, args)
         top, total = cgutils.alloca_once(builder, logits.real), cgutils.alloca_once(builder, logits.real)
-        size, first = logits.size, logits.size.type(0)
-        # A row of one vector stays in its register.
-        with builder.if_else(builder.icmp_unsigned("<=", size, size.type(logits.lanes))) as (one_vector, several):
-            with one_vector:
-                logits.fetch(size.type(FETCHED * logits.lanes), False)
-                x = logits.load(first, size, -math.inf)
-                m = _across(builder, x, _larger(builder))
-                e = exp_scaled_code(builder, builder.fsub(x, logits.splat(m)))
-                e = out.without(e, args[1])
-                out.store(e, first, size)
-                builder.store(m, top)
-                builder.store(_across(builder, e, builder.fadd), total)
-            with several:
-                m = _largest(builder, logits)
-                builder.store(m, top)
-                builder.store(_sum_of_exponentials(builder, logits, m, args[1], out), total)
+        size, y = logits.size, args[1]
+        count, lanes = size.type, logits.lanes
+
+        def in_registers(vectors: int) -> None:
+            """A row of so many vectors."""
+            parts = [(count(k * lanes), None) for k in range(vectors - 1)]
+            parts.append((count((vectors - 1) * lanes), builder.sub(size, count((vectors - 1) * lanes))))
+            logits.fetch(count(FETCHED * lanes), False)
+            x = [logits.load(i, part, -math.inf) for i, part in parts]
+            m = _across(builder, functools.reduce(_larger(builder), x), _larger(builder))
+            shift = logits.splat(m)
+            e = [exp_scaled_code(builder, builder.fsub(vector, shift)) for vector in x]
+            e = [out.without(vector, builder.sub(y, i)) for vector, (i, _) in zip(e, parts, strict=True)]
+            for vector, (i, part) in zip(e, parts, strict=True):
+                out.store(vector, i, part if out.has_masks else None)
+            builder.store(m, top)
+            builder.store(_across(builder, functools.reduce(builder.fadd, e), builder.fadd), total)
+
+        def from_memory() -> None:
+            m = _largest(builder, logits)
+            builder.store(m, top)
+            builder.store(_sum_of_exponentials(builder, logits, m, y, out), total)
+
+        with builder.if_else(builder.icmp_unsigned("<=", size, count(lanes))) as (one, more):
+            with one:
+                in_registers(1)
+            with more, builder.if_else(builder.icmp_unsigned("<=", size, count(2 * lanes))) as (two, several):
+                with two:
+                    in_registers(2)
+                with several:
+                    from_memory()
         return context.make_tuple(builder, signature.return_type, [builder.load(top), builder.load(total)])
 
     return types.UniTuple(z.dtype, 2)(z, types.intp, e), code
@@ -332,7 +381,7 @@ def distance_below(typing_context: Any, x: Any, top: Any) -> Any:
 
 @intrinsic
 def scale_into(typing_context: Any, e: Any, factor: Any, shift: Any, out: Any) -> Any:
-    """out = e * factor - shift; out may be e."""
+    """out = e * factor - shift; out may be e, which may be longer."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, sink = _arrays(context, builder, signature, args)
@@ -341,7 +390,7 @@ def scale_into(typing_context: Any, e: Any, factor: Any, shift: Any, out: Any) -
         def do(k: int, i: Any, part: Any) -> None:
             sink.store(builder.fsub(builder.fmul(source.load(i, part), by), less), i, part)
 
-        _each(builder, source, SUMS, do)
+        _each(builder, sink, SUMS, do)
         return context.get_dummy_value()
 
     return types.none(e, e.dtype, e.dtype, out), code
@@ -357,7 +406,7 @@ def stream(typing_context: Any, x: Any, out: Any) -> Any:
         whole = builder.sub(source.size, builder.urem(source.size, count(lanes)))
         past_caches = builder.module.add_metadata([ir.IntType(32)(1)])
         with cgutils.for_range_slice(builder, count(0), whole, count(lanes)) as (i, _):
-            store = builder.store(source.load(i), sink.at(i, sink.vector), align=VECTOR_BITS // 8)
+            store = builder.store(source.load(i), sink.at(i, sink.vector), align=sink.lanes * sink.bytes)
             store.set_metadata("nontemporal", past_caches)
         with cgutils.for_range_slice(builder, whole, source.size, count(1)) as (i, _):
             builder.store(builder.load(source.at(i)), sink.at(i))
