@@ -2,7 +2,7 @@
 
     python asv_bench/publish.py                              # the site alone, from the results in the repository
     python asv_bench/publish.py --measure HEAD --quick       # under 5 minutes
-    python asv_bench/publish.py --measure v0.1.0 HEAD        # the whole suite: about half an hour each
+    python asv_bench/publish.py --measure v0.1.0 HEAD        # the whole suite: about 35 minutes each
 
 A revision is built in a temporary worktree and measured in the Python that runs this, by this checkout's benchmarks.
 Its results go to asv_bench/results, the site to asv_bench/html/index.html, and a summary to docs/performance.md.
