@@ -291,6 +291,32 @@ def test_targets_out_of_range_in_compiled_code():
     assert np.isnan(fn.cross_entropy(logits, np.array([-100, -100])))
 
 
+@pytest.mark.parametrize("classes", [3, 10, 21, 40, 300, 1100])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_arrays_of_any_stride(classes, dtype):
+    @numba.njit
+    def rows(logits, target, grad):
+        loss = 0.0
+        for i in range(target.size):
+            loss += fn.cross_entropy_row_grad(logits[i], target[i], grad[i], 1.0 / target.size)
+        return loss / target.size
+
+    @numba.njit
+    def batch_of(logits, target, grad):
+        return fn.cross_entropy_grad(logits, target, grad)
+
+    z, y = batch(7, classes, dtype)
+    wide = np.full((7, 3 * classes), 9, dtype)
+    wide[:, 1::3] = z
+    expected = fl.cross_entropy(z, y, return_grad=True, engine="reference")
+    for function in (rows, batch_of):
+        grads = np.full((7, 2 * classes), 9, dtype)
+        loss = function(wide[:, 1::3], y, grads[:, ::2])
+        assert_loss(loss, expected[0], np.dtype(dtype))
+        assert_grad(grads[:, ::2], expected[1])
+        assert (grads[:, 1::2] == 9).all() and (wide[:, ::3] == 9).all()
+
+
 def test_use_in_a_cached_function(tmp_path):
     (tmp_path / "mine.py").write_text(
         """

@@ -32,19 +32,21 @@ from fastloss.engines.numba_math import (
     zero_times,
 )
 from fastloss.engines.numba_vectors import (
-    after_streams,
     distance_below,
     exponentials,
     exponentials_below_largest,
     largest,
     room,
     scale_into,
-    stream,
     total,
     total_in_double,
 )
 
 PLAIN = {"error_model": "numpy"}
+
+_SOURCES = hashlib.sha256(
+    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("numba_*.py")))
+).digest()
 
 
 def _kept(parallel: bool) -> Callable[[Callable[..., Any]], Any]:
@@ -61,9 +63,6 @@ def _kept(parallel: bool) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-_SOURCES = hashlib.sha256(
-    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("numba_*.py")))
-).digest()
 cached = _kept(parallel=False)
 threaded = _kept(parallel=True)
 
@@ -77,8 +76,6 @@ SHORT_ROW = 256
 SHORT_ROWS_AT_ONCE = 8192
 # How far a logit may exceed the reference of its row, which need not be the maximum, before a new one is taken.
 JUMP = 16.0
-# Arrays of this size at least are written past the caches, as in csrc/kernels.h.
-STREAM_BYTES = 24 << 20
 
 # ---- Loops over contiguous elements ---------------------------------------------------------------------------------
 
@@ -90,12 +87,6 @@ def total_by_blocks(values):
     for i in range(0, values.size, BLOCK):
         result += np.float64(total(values[i : i + BLOCK]))
     return result
-
-
-@njit(**INLINE)
-def streams_to(out):
-    """Whether a loss writes to this array past the caches: where they would not hold it, and blocks begin at lines."""
-    return out.nbytes >= STREAM_BYTES and out.ctypes.data % 64 == 0
 
 
 @njit(**PLAIN)
@@ -643,7 +634,6 @@ def binary_block(z, u, y, weight, pos_weight, upstream, ignores, ignore, smoothi
 def binary_tile(z, grad, losses, y, weight, pos_weight, upstream, first, end, ignores, ignore, smoothing, scale):
     plain = not (weight.size or pos_weight.size or upstream.size or ignores or smoothing > 0)
     in_place = grad.ctypes.data == z.ctypes.data
-    streams = plain and streams_to(grad) and not in_place
     u = np.empty(BLOCK, z.dtype)
     loss = np.empty(BLOCK, z.dtype)
     slope = np.empty(BLOCK, z.dtype)
@@ -653,7 +643,7 @@ def binary_tile(z, grad, losses, y, weight, pos_weight, upstream, first, end, ig
         at = slice(start, start + n)
         exponentials_of_distance(z[at], loss if plain else u)
         if plain and grad.size:
-            plain_binary_block(z[at], y[at], scale, loss, slope if in_place or streams else grad[at])
+            plain_binary_block(z[at], y[at], scale, loss, slope if in_place else grad[at])
         elif plain:
             plain_binary_losses(z[at], y[at], loss)
         else:
@@ -664,12 +654,8 @@ def binary_tile(z, grad, losses, y, weight, pos_weight, upstream, first, end, ig
         result += total_in_double(loss[:n])
         if losses.size:
             copy_into(loss[:n], losses[at])
-        if streams:
-            stream(slope[:n], grad[at])
-        elif grad.size and (in_place or not plain):
+        if grad.size and (in_place or not plain):
             copy_into(slope[:n], grad[at])
-    if streams:
-        after_streams()
     return result
 
 

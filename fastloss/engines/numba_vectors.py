@@ -15,15 +15,14 @@ from numba.extending import intrinsic
 
 from fastloss.engines.numba_math import exp_scaled_code, llvm_type
 
-# A cache line's, and a register's of AVX-512.
-LINE_BITS = 512
-# As many vectors are added to at a time, so that a sum need not wait for the one before.
-SUMS = 4
+# A register's of AVX-512.
+WIDEST_BITS = 512
+# As many vectors are taken at a time, so that one sum need not wait for another.
+AT_ONCE = 4
 # Vectors between what is read and what is fetched meanwhile.
 FETCHED = 32
 
-
-_Pair = Callable[[Any, Any], Any]
+_OfTwo = Callable[[Any, Any], Any]
 
 
 def _has_masks(context: Any) -> bool:
@@ -34,7 +33,7 @@ def _has_masks(context: Any) -> bool:
 
 def _lanes(context: Any, real: Any) -> int:
     """Elements of a vector, which is as wide as AVX-512's or AVX2's; where registers are shorter, several hold it."""
-    return LINE_BITS // (1 if _has_masks(context) else 2) // int(real.bitwidth)
+    return WIDEST_BITS // (1 if _has_masks(context) else 2) // int(real.bitwidth)
 
 
 class _Array:
@@ -62,6 +61,7 @@ class _Array:
         return address if kind is None else self.builder.bitcast(address, kind.as_pointer())
 
     def splat(self, value: Any) -> Any:
+        """It in every lane."""
         every = ir.VectorType(ir.IntType(32), self.lanes)([0] * self.lanes)
         value = self.builder.insert_element(self.vector(ir.Undefined), value, ir.IntType(32)(0))
         return self.builder.shuffle_vector(value, value, every)
@@ -104,11 +104,11 @@ class _Array:
         self.builder.call(function, [pointer, int32(int(to_write)), int32(3), int32(1)])
 
     def only(self, value: Any, part: Any) -> Any:
-        """0 behind the first elements, `part` in number."""
+        """value in the first lanes, `part` in number, and 0 in the others."""
         return self.builder.select(self._mask(part), value, self.vector([0.0] * self.lanes))
 
     def without(self, value: Any, lane: Any) -> Any:
-        """0 in this lane."""
+        """value, but 0 in this lane."""
         return self.builder.select(self._compare("!=", lane), value, self.vector([0.0] * self.lanes))
 
     def _mask(self, part: Any) -> Any:
@@ -156,24 +156,23 @@ def _arrays(context: Any, builder: Any, signature: Any, args: Any) -> list[_Arra
     ]
 
 
-def _each(builder: Any, x: _Array, vectors: int, do: Callable[[int, Any, Any], None]) -> None:
-    """do(k, i, part) for the vectors of x, the k-th of so many at a time, from element i on. part is None, or how many
-    elements the last vector has."""
+def _each(builder: Any, x: _Array, do: Callable[[int, Any, Any], None]) -> None:
+    """do(k, i, part) for each vector of x, the k-th of those taken at once, from element i on. part is None, or the
+    number of the last one's elements."""
     count, lanes = x.size.type, x.lanes
     rest = builder.urem(x.size, count(lanes))
-    of_steps = builder.sub(x.size, builder.urem(x.size, count(lanes * vectors)))
+    of_steps = builder.sub(x.size, builder.urem(x.size, count(lanes * AT_ONCE)))
     of_vectors = builder.sub(x.size, rest)
-    with cgutils.for_range_slice(builder, count(0), of_steps, count(lanes * vectors)) as (i, _):
-        for k in range(vectors):
+    with cgutils.for_range_slice(builder, count(0), of_steps, count(lanes * AT_ONCE)) as (i, _):
+        for k in range(AT_ONCE):
             do(k, builder.add(i, count(k * lanes)), None)
-    if vectors > 1:
-        with cgutils.for_range_slice(builder, of_steps, of_vectors, count(lanes)) as (i, _):
-            do(0, i, None)
+    with cgutils.for_range_slice(builder, of_steps, of_vectors, count(lanes)) as (i, _):
+        do(0, i, None)
     with builder.if_then(builder.icmp_unsigned(">", rest, count(0))):
-        do(vectors - 1, of_vectors, rest)
+        do(AT_ONCE - 1, of_vectors, rest)
 
 
-def _reduced(builder: Any, x: _Array, real: Any, start: float, combine: _Pair, term: _Pair) -> Any:
+def _reduced(builder: Any, x: _Array, real: Any, start: float, combine: _OfTwo, term: _OfTwo) -> Any:
     """What combine() makes of all terms, beginning with `start`: see _total_of."""
     vector = ir.VectorType(real, x.lanes)
     result = cgutils.alloca_once(builder, vector)
@@ -182,13 +181,13 @@ def _reduced(builder: Any, x: _Array, real: Any, start: float, combine: _Pair, t
         with one_vector:
             builder.store(term(x.size.type(0), x.size), result)
         with several:
-            results = [cgutils.alloca_once_value(builder, vector([start] * x.lanes)) for _ in range(SUMS)]
+            results = [cgutils.alloca_once_value(builder, vector([start] * x.lanes)) for _ in range(AT_ONCE)]
 
             def add(k: int, i: Any, part: Any) -> None:
                 value = term(i, part)
                 builder.store(combine(builder.load(results[k]), value), results[k])
 
-            _each(builder, x, SUMS, add)
+            _each(builder, x, add)
             values = [builder.load(result) for result in results]
             while len(values) > 1:
                 values = [combine(*values[k : k + 2]) for k in range(0, len(values), 2)]
@@ -196,7 +195,7 @@ def _reduced(builder: Any, x: _Array, real: Any, start: float, combine: _Pair, t
     return _across(builder, builder.load(result), combine)
 
 
-def _across(builder: Any, vector: Any, combine: _Pair) -> Any:
+def _across(builder: Any, vector: Any, combine: _OfTwo) -> Any:
     """What combine() makes of all lanes."""
     lanes = vector.type.count
     while lanes > 1:
@@ -206,13 +205,13 @@ def _across(builder: Any, vector: Any, combine: _Pair) -> Any:
     return builder.extract_element(vector, ir.IntType(32)(0))
 
 
-def _total_of(builder: Any, x: _Array, real: Any, term: _Pair) -> Any:
+def _total_of(builder: Any, x: _Array, real: Any, term: _OfTwo) -> Any:
     """The sum of term(i, part), vectors from element i on of something as long as x. part is None, or how many elements
     the last vector has; the others of its term are 0."""
     return _reduced(builder, x, real, 0.0, builder.fadd, term)
 
 
-def _larger(builder: Any) -> _Pair:
+def _larger(builder: Any) -> _OfTwo:
     return lambda a, b: builder.select(builder.fcmp_ordered(">", b, a), b, a)
 
 
@@ -243,6 +242,8 @@ def total(typing_context: Any, x: Any) -> Any:
 
 @intrinsic
 def total_in_double(typing_context: Any, x: Any) -> Any:
+    """The sum of any number of elements, added up in double."""
+
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         (values,) = _arrays(context, builder, signature, args)
         double = ir.DoubleType()
@@ -307,7 +308,7 @@ def exponentials(typing_context: Any, z: Any, reference: Any, y: Any, e: Any) ->
 
 @intrinsic
 def room(typing_context: Any, count: Any, like: Any) -> Any:
-    """The length of an array for so many exponentials_below_largest."""
+    """The length of the array that exponentials_below_largest writes for so many logits."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if _has_masks(context):
@@ -320,8 +321,8 @@ def room(typing_context: Any, count: Any, like: Any) -> Any:
 
 @intrinsic
 def exponentials_below_largest(typing_context: Any, z: Any, y: Any, e: Any) -> Any:
-    """(The maximum, the sum of e): e = scaled exponentials of z less the maximum, but 0 at y. e has the
-    length that `room` gives."""
+    """(The maximum, the sum of e): e = scaled exponentials of z less the maximum, but 0 at y. e is as long as
+    `room` says."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         logits, out = _arrays(context, builder, signature, args)
@@ -390,37 +391,7 @@ def scale_into(typing_context: Any, e: Any, factor: Any, shift: Any, out: Any) -
         def do(k: int, i: Any, part: Any) -> None:
             sink.store(builder.fsub(builder.fmul(source.load(i, part), by), less), i, part)
 
-        _each(builder, sink, SUMS, do)
+        _each(builder, sink, do)
         return context.get_dummy_value()
 
     return types.none(e, e.dtype, e.dtype, out), code
-
-
-@intrinsic
-def stream(typing_context: Any, x: Any, out: Any) -> Any:
-    """out = x, past the caches; out begins at a cache line."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, sink = _arrays(context, builder, signature, args)
-        count, lanes = source.size.type, source.lanes
-        whole = builder.sub(source.size, builder.urem(source.size, count(lanes)))
-        past_caches = builder.module.add_metadata([ir.IntType(32)(1)])
-        with cgutils.for_range_slice(builder, count(0), whole, count(lanes)) as (i, _):
-            store = builder.store(source.load(i), sink.at(i, sink.vector), align=sink.lanes * sink.bytes)
-            store.set_metadata("nontemporal", past_caches)
-        with cgutils.for_range_slice(builder, whole, source.size, count(1)) as (i, _):
-            builder.store(builder.load(source.at(i)), sink.at(i))
-        return context.get_dummy_value()
-
-    return types.none(x, out), code
-
-
-@intrinsic
-def after_streams(typing_context: Any) -> Any:
-    """What was streamed is seen by other threads before anything that is written later."""
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.none(), code
