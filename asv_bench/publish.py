@@ -128,7 +128,12 @@ def publish(html: Path = HTML) -> None:
     with tempfile.TemporaryDirectory(prefix="fastloss-") as temporary:
         results = Path(temporary, "results")
         shutil.copytree(RESULTS, results)
-        write_json(results / "benchmarks.json", with_results(json.loads((RESULTS / "benchmarks.json").read_text())))
+        for folder in results.iterdir():
+            if folder.is_dir():
+                keep_common(folder)
+        write_json(
+            results / "benchmarks.json", with_results(json.loads((RESULTS / "benchmarks.json").read_text()), results)
+        )
         write_json(Path(temporary, "asv.conf.json"), {**settings(), "results_dir": str(results), "html_dir": str(html)})
         if not asv("publish", Path(temporary, "asv.conf.json"), "--no-pull"):
             sys.exit("asv publish failed: see above")
@@ -138,20 +143,43 @@ def publish(html: Path = HTML) -> None:
     page.write_text(offline(page.read_text()))
 
 
-def with_results(benchmarks: dict[str, Any]) -> dict[str, Any]:
+def keep_common(machine: Path) -> None:
+    """Leaves of each benchmark the parameters alone that every commit has results of, if there are any: asv's overview
+    draws means over all parameters, which would jump where the whole suite follows quick runs."""
+    files = {path: json.loads(path.read_text()) for path in machine.glob("*-py*.json")}
+    common: dict[str, set[tuple[str, ...]]] = {}
+    for content in files.values():
+        for name, result in content["results"].items():
+            if found := set(measured(result)):
+                common[name] = common.get(name, found) & found
+    for path, content in files.items():
+        for name, (values, parameters, *rest) in content["results"].items():
+            if common.get(name) and values is not None:
+                combinations = zip(itertools.product(*parameters), values, strict=True)
+                values = [value if combination in common[name] else None for combination, value in combinations]
+                content["results"][name] = [values, parameters, *rest]
+        write_json(path, content)
+
+
+def measured(result: list[Any]) -> list[tuple[str, ...]]:
+    """The parameters of a benchmark that have results."""
+    values, parameters = result[:2]
+    combinations = zip(itertools.product(*parameters), values or [], strict=False)
+    return [combination for combination, value in combinations if value is not None]
+
+
+def with_results(benchmarks: dict[str, Any], results: Path) -> dict[str, Any]:
     """The benchmarks, and of each the parameters, that have results: asv would draw empty graphs of the others."""
-    measured: dict[str, list[set[str]]] = {}
-    for path in RESULTS.glob("*/*-py*.json"):
-        for name, (values, parameters, _) in json.loads(path.read_text())["results"].items():
-            combinations = zip(itertools.product(*parameters), values or [], strict=False)
-            found = [combination for combination, value in combinations if value is not None]
-            if found:
-                axes = measured.setdefault(name, [set() for _ in parameters])
-                for axis, seen in zip(axes, zip(*found, strict=True), strict=True):
+    found: dict[str, list[set[str]]] = {}
+    for path in results.glob("*/*-py*.json"):
+        for name, result in json.loads(path.read_text())["results"].items():
+            if combinations := measured(result):
+                axes = found.setdefault(name, [set() for _ in result[1]])
+                for axis, seen in zip(axes, zip(*combinations, strict=True), strict=True):
                     axis.update(seen)
     chosen = {"version": benchmarks["version"]}
-    for name in sorted(measured.keys() & benchmarks.keys()):
-        axes = zip(benchmarks[name]["params"], measured[name], strict=True)
+    for name in sorted(found.keys() & benchmarks.keys()):
+        axes = zip(benchmarks[name]["params"], found[name], strict=True)
         chosen[name] = {**benchmarks[name], "params": [[text for text in axis if text in seen] for axis, seen in axes]}
     return chosen
 

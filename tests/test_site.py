@@ -202,6 +202,19 @@ def test_results_are_merged_and_short(monkeypatch, tmp_path):
     assert "/usr/bin" not in written.read_text() and written.name.startswith("01234567-py3.")
 
 
+def test_lines_of_the_site_are_of_the_parameters_that_all_commits_have(monkeypatch, tmp_path):
+    site = load("publish", monkeypatch)
+    axes = [["'64 x 10'", "'4096 x 1000'"], ["1", "2"]]
+    quick = {"a": [[1.0, None, 2.0, None], axes, "1"], "b": [[5.0], [], "1"], "failed": [None, axes, "1"]}
+    whole = {"a": [[1.0, 9.0, 2.0, 8.0], axes, "1"], "new": [[None, 7.0], [["1", "2"]], "1"]}
+    for name, results in (("1-py3.json", quick), ("2-py3.json", whole)):
+        (tmp_path / name).write_text(json.dumps({"results": results}))
+    site.keep_common(tmp_path)
+    assert json.loads((tmp_path / "1-py3.json").read_text())["results"] == quick
+    kept = json.loads((tmp_path / "2-py3.json").read_text())["results"]
+    assert kept == {"a": [[1.0, None, 2.0, None], axes, "1"], "new": whole["new"]}
+
+
 def test_results_are_of_three_commits_and_tell_no_paths():
     files = list((ASV_BENCH / "results").glob("*/*-py*.json"))
     assert len({json.loads(file.read_text())["commit_hash"] for file in files}) >= 3
