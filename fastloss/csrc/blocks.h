@@ -159,13 +159,6 @@ static INLINE void V(scale_block)(REAL *e, ptrdiff_t n, REAL factor, REAL shift)
     if (i < n) V(store_part)(e + i, V(fma)(V(load_part)(e + i, n - i, 0), f, minus), n - i);
 }
 
-/* p = block * factor - shift; at least a vector of them. */
-static INLINE void V(scale_to)(REAL *p, const REAL *block, ptrdiff_t n, REAL factor, REAL shift) {
-    const V(vec) f = V(set)(factor), minus = V(set)(-shift);
-    for (ptrdiff_t i = 0; i + LANES <= n; i += LANES) V(store)(p + i, V(fma)(V(load)(block + i), f, minus));
-    V(store)(p + n - LANES, V(fma)(V(load)(block + n - LANES), f, minus));
-}
-
 /* p = block * factor - shift, written past the caches: for what will not stay in them, it spares the reading of the
  * lines that it overwrites. Goes from where it stopped before, `from`, to `end`, and returns where it stopped, which is
  * where a whole vector would pass the end, or with `last` the end. p is aligned for its type. */

@@ -337,118 +337,180 @@ static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i
     batch->ahead[i] = place[0];
 }
 
-/* ---- Rows of one block: as many at a time as a vector has lanes, so that one vector finishes them all ---------- */
+/* ---- Rows of one block: one vector finishes as many of them as it has lanes ------------------------------------- */
 
 #undef ONE_BLOCK_ROW
+#undef ROW_GROUPS
+#undef ROW_STAGE
 /* Up to here, as many rows as a vector has lanes fit into the first-level cache, with their gradients. */
 #define ONE_BLOCK_ROW 256
+/* Groups of LANES rows at a time: the steps that finish one group wait for each other, and those of the others fill the
+ * time. Of longer rows there are as many groups as the stage holds. */
+#define ROW_GROUPS 4
+#define ROW_STAGE (LANES * (ONE_BLOCK_ROW + LANES))
 
-/* Room for a row of one block and the rest of its last vector. */
-typedef REAL V(staged_row)[ONE_BLOCK_ROW + LANES];
-
-/* The exponentials of n rows, in e unless that is NULL, and their sums without the targets. */
-static INLINE void V(exp_rows_as)(const REAL *const z[], V(staged_row) * e, ptrdiff_t n, ptrdiff_t classes,
-                                  const REAL ref[], const int64_t y[], V(vec) sums[]) {
-    for (ptrdiff_t r = 0; r < n; r++)
-        sums[r] = V(exp_part)(z[r], e ? e[r] : NULL, classes, ref[r], true, (ptrdiff_t)y[r], LANES * classes, false,
-                              true, NULL, NULL, NULL);
-}
-static LOOP void V(exp_rows_sums)(const REAL *const z[], ptrdiff_t n, ptrdiff_t classes, const REAL ref[],
-                                  const int64_t y[], V(vec) sums[]) {
-    V(exp_rows_as)(z, NULL, n, classes, ref, y, sums);
-}
-static LOOP void V(exp_rows_kept)(const REAL *const z[], V(staged_row) * e, ptrdiff_t n, ptrdiff_t classes,
-                                  const REAL ref[], const int64_t y[], V(vec) sums[]) {
-    V(exp_rows_as)(z, e, n, classes, ref, y, sums);
+/* Vector v of a row of so many; the last may be a part of one. */
+static INLINE V(vec) V(row_vector)(const REAL *z, ptrdiff_t classes, ptrdiff_t v, ptrdiff_t vectors, REAL fill) {
+    return v + 1 < vectors ? V(load)(z + v * LANES) : V(load_part)(z + v * LANES, classes - v * LANES, fill);
 }
 
-/* The gradients of rows that lie one after the other, written past the caches. */
-static INLINE void V(stream_rows)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n,
-                                  V(staged_row) * e, const REAL factor[], const REAL shift[],
-                                  const REAL target_grad[]) {
-    const ptrdiff_t classes = task->call.classes;
-    REAL rows[LANES * ONE_BLOCK_ROW];
-    for (ptrdiff_t r = 0; r < n; r++) {
-        V(scale_to)(rows + r * classes, e[r], classes, factor[r], shift[r]);
-        rows[r * classes + batch->y[first + r]] = target_grad[r];
+static INLINE V(vec) V(row_max)(const REAL *z, ptrdiff_t classes, ptrdiff_t vectors) {
+    if (!vectors) return V(max_block)(z, classes);
+    V(vec) max = V(row_vector)(z, classes, 0, vectors, -INFINITY);
+    for (ptrdiff_t v = 1; v < vectors; v++) max = V(max)(V(row_vector)(z, classes, v, vectors, -INFINITY), max);
+    return max;
+}
+
+/* V(exp_part) of a row. */
+static INLINE V(vec) V(row_exps)(const REAL *z, REAL *e, ptrdiff_t classes, ptrdiff_t vectors, REAL ref, ptrdiff_t y,
+                                 ptrdiff_t fetched, V(vec) * sum_x, V(vec) * moment, V(ranking) * rank) {
+    if (!vectors) return V(exp_part)(z, e, classes, ref, true, y, fetched, false, true, sum_x, moment, rank);
+    const V(vec) zero = V(set)(0);
+    V(vec) sums[2] = {zero, zero}, moments[2] = {zero, zero};
+    for (ptrdiff_t v = 0; v < vectors; v++) {
+        V(prefetch)(z + fetched + v * LANES, false);
+        const V(vec) value = V(row_vector)(z, classes, v, vectors, -INFINITY), x = V(sub)(value, V(set)(ref));
+        const V(vec) part = V(exp_step)(x, e ? e + v * LANES : NULL, LANES, true, y - v * LANES);
+        sums[v % 2] = v < 2 ? part : V(add)(sums[v % 2], part);
+        if (moment) moments[v % 2] = V(add_moment)(x, part, moments[v % 2]);
+        if (rank) V(rank_step)(rank, value, y - v * LANES);
     }
-    V(stream_block)(batch->grad[first], rows, n * classes, (ptrdiff_t)sizeof(REAL));
+    if (moment) *moment = V(add)(moments[0], moments[1]);
+    return V(add)(sums[0], sums[1]);
 }
 
-/* The sums, moments and places of n rows. */
-static LOOP void V(metrics_rows_sums)(const REAL *const z[], ptrdiff_t n, ptrdiff_t classes, const REAL ref[],
-                                      const int64_t y[], const REAL z_y[], ptrdiff_t fetched, V(vec) sums[],
-                                      V(vec) moment[], V(vec) ahead[]) {
-    for (ptrdiff_t r = 0; r < n; r++) {
-        V(ranking) rank = {V(set)(z_y[r]), V(below)(V(set)(z_y[r])), V(set)(0)};
-        moment[r] = V(set)(0);
-        sums[r] = V(exp_part)(z[r], NULL, classes, ref[r], true, (ptrdiff_t)y[r], fetched, false, true, NULL,
-                              &moment[r], &rank);
-        ahead[r] = rank.ahead;
-    }
+/* p = e * factor - shift for a row that has its whole vectors in e. */
+static INLINE void V(scale_row)(REAL *p, const REAL *e, ptrdiff_t classes, ptrdiff_t padded, REAL factor, REAL shift) {
+    const V(vec) f = V(set)(factor), minus = V(set)(-shift);
+    for (ptrdiff_t i = 0; i + LANES < padded; i += LANES) V(store)(p + i, V(fma)(V(load)(e + i), f, minus));
+    V(store)(p + classes - LANES, V(fma)(V(load)(e + classes - LANES), f, minus));
 }
 
-static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n, bool native,
-                           bool smooth, bool with_grad, bool with_metrics) {
-    const ptrdiff_t classes = task->call.classes;
-    REAL z_y[LANES], m[LANES];
-    V(staged_row) stage[LANES]; /* of logits that are converted, then of the exponentials */
-    const REAL *z[LANES];
-    V(vec) reduced[LANES], distances[LANES], moments[LANES], aheads[LANES];
-    for (ptrdiff_t r = 0; r < LANES; r++) {
-        const ptrdiff_t i = first + (r < n ? r : 0);
-        z[r] = V(working)(task, batch->z[i], classes, native, stage[r], &reduced[r]);
-        z_y[r] = z[r][batch->y[i]];
+/* n rows of more than LANES classes, at most ROW_GROUPS * LANES, all in the stage. vectors: in a row, where the
+ * compiler is to know it; else 0. */
+static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n, ptrdiff_t vectors,
+                           bool native, bool smooth, bool with_grad, bool with_metrics) {
+    const ptrdiff_t classes = task->call.classes, groups = (n + LANES - 1) / LANES;
+    const ptrdiff_t padded = (vectors ? vectors : (classes + LANES - 1) / LANES) * LANES;
+    const ptrdiff_t fetched = native ? LANES * classes : 0;
+    REAL stage[ROW_STAGE]; /* of logits that are converted, then of the exponentials */
+    REAL m[LANES], z_y[ROW_GROUPS * LANES];
+    V(vec) max[ROW_GROUPS], rest[ROW_GROUPS], distance[ROW_GROUPS], moment[ROW_GROUPS], ahead[ROW_GROUPS];
+    for (ptrdiff_t group = 0; group < groups; group++) {
+        const ptrdiff_t count = n - group * LANES < LANES ? n - group * LANES : LANES;
+        const REAL *z[LANES];
+        ptrdiff_t y[LANES];
+        V(vec) sums[LANES], distances[LANES], moments[LANES], aheads[LANES];
+        /* The lanes past the last row hold the first one. */
+        for (ptrdiff_t r = 0; r < LANES; r++) {
+            const ptrdiff_t at = group * LANES + r, i = first + (r < count ? at : 0);
+            z[r] = native ? (const REAL *)batch->z[i] : stage + at * padded;
+            y[r] = (ptrdiff_t)batch->y[i];
+            if (native)
+                sums[r] = V(row_max)(z[r], classes, vectors);
+            else
+                sums[r] = V(load_block)(batch->z[i], task->call.logits.dtype, classes, -INFINITY, stage + at * padded);
+            z_y[at] = z[r][y[r]];
+        }
+        max[group] = V(rows_max)(sums);
+        V(store)(m, max[group]);
+        for (ptrdiff_t r = count; r < LANES; r++) distances[r] = moments[r] = aheads[r] = V(set)(0);
+        for (ptrdiff_t r = 0; r < count; r++) {
+            const ptrdiff_t at = group * LANES + r;
+            V(ranking) rank = {V(set)(z_y[at]), V(below)(V(set)(z_y[at])), V(set)(0)};
+            distances[r] = moments[r] = V(set)(0);
+            sums[r] = V(row_exps)(z[r], with_grad ? stage + at * padded : NULL, classes, vectors, m[r], y[r], fetched,
+                                  smooth ? &distances[r] : NULL, with_metrics ? &moments[r] : NULL,
+                                  with_metrics ? &rank : NULL);
+            aheads[r] = rank.ahead;
+        }
+        rest[group] = V(mul)(V(rows_sum)(sums), V(set)(SCALE_DOWN));
+        distance[group] = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
+        if (with_metrics) moment[group] = V(mul)(V(rows_sum)(moments), V(set)(SCALE_DOWN));
+        if (with_metrics) ahead[group] = V(rows_sum)(aheads);
     }
-    const V(vec) max = V(rows_max)(reduced);
-    V(store)(m, max);
-    const bool at_once = native && !smooth && !with_metrics;
-    if (at_once && with_grad)
-        V(exp_rows_kept)(z, stage, n, classes, m, batch->y + first, reduced);
-    else if (at_once)
-        V(exp_rows_sums)(z, n, classes, m, batch->y + first, reduced);
-    else if (with_metrics)
-        V(metrics_rows_sums)(z, n, classes, m, batch->y + first, z_y, native ? LANES * classes : 0, reduced, moments,
-                             aheads);
-    for (ptrdiff_t r = 0; r < n; r++) distances[r] = V(set)(0);
-    for (ptrdiff_t r = 0; r < n && !at_once && !with_metrics; r++)
-        reduced[r] = V(exp_part)(z[r], with_grad ? stage[r] : NULL, classes, m[r], true, (ptrdiff_t)batch->y[first + r],
-                                 native ? LANES * classes : 0, false, true, smooth ? &distances[r] : NULL, NULL, NULL);
-    for (ptrdiff_t r = n; r < LANES; r++) distances[r] = moments[r] = aheads[r] = V(set)(0);
-    const V(vec) rest = V(mul)(V(rows_sum)(reduced), V(set)(SCALE_DOWN));
-    const V(vec) distance_sum = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
-    const V(finished) f = V(finish)(task, max, V(load)(z_y), rest, distance_sum, V(load)(batch->a + first),
-                                    V(load)(batch->s + first), V(load)(batch->g + first));
-    V(store)(batch->loss + first, f.loss);
-    if (with_metrics) {
-        V(finish_metrics)(&f, max, V(load)(z_y), V(mul)(V(rows_sum)(moments), V(set)(SCALE_DOWN)), V(rows_sum)(aheads),
-                          batch->lse + first, batch->entropy + first, batch->ahead + first);
+    REAL factor[ROW_GROUPS * LANES], target_grad[ROW_GROUPS * LANES], shift[ROW_GROUPS * LANES];
+    for (ptrdiff_t group = 0; group < groups; group++) {
+        const ptrdiff_t at = group * LANES, i = first + at;
+        const V(vec) z_target = V(load)(z_y + at);
+        const V(finished) f = V(finish)(task, max[group], z_target, rest[group], distance[group], V(load)(batch->a + i),
+                                        V(load)(batch->s + i), V(load)(batch->g + i));
+        V(store)(batch->loss + i, f.loss);
+        if (with_metrics)
+            V(finish_metrics)(&f, max[group], z_target, moment[group], ahead[group], batch->lse + i, batch->entropy + i,
+                              batch->ahead + i);
+        V(store)(factor + at, V(mul)(f.factor, V(set)(SCALE_DOWN)));
+        V(store)(target_grad + at, f.target_grad);
+        if (smooth) V(store)(shift + at, f.shift);
     }
     if (!with_grad) return;
-    REAL factor[LANES], target_grad[LANES], shift[LANES];
-    V(store)(factor, V(mul)(f.factor, V(set)(SCALE_DOWN)));
-    V(store)(target_grad, f.target_grad);
-    V(store)(shift, smooth ? f.shift : V(set)(0));
     const ptrdiff_t row_bytes = classes * (ptrdiff_t)sizeof(REAL);
     bool contiguous = native && batch->streams;
-    for (ptrdiff_t r = 1; r < n; r++)
-        contiguous = contiguous && batch->grad[first + r] - batch->grad[first + r - 1] == row_bytes;
-    if (contiguous) {
-        V(stream_rows)(task, batch, first, n, stage, factor, shift, target_grad);
-        return;
-    }
+    for (ptrdiff_t r = 1; r < n && contiguous; r++)
+        contiguous = batch->grad[first + r] - batch->grad[first + r - 1] == row_bytes;
+    REAL rows[ROW_STAGE]; /* that are to be written past the caches */
     for (ptrdiff_t r = 0; r < n; r++) {
         const ptrdiff_t y = (ptrdiff_t)batch->y[first + r];
         const int dtype = task->call.grad.dtype;
-        char *grad = batch->grad[first + r];
+        const REAL *e = stage + r * padded;
+        char *grad = contiguous ? (char *)(rows + r * classes) : batch->grad[first + r];
         if (native) {
-            V(scale_to)((REAL *)grad, stage[r], classes, factor[r], shift[r]);
+            V(scale_row)((REAL *)grad, e, classes, padded, factor[r], smooth ? shift[r] : 0);
             ((REAL *)grad)[y] = target_grad[r];
         } else {
-            V(store_scaled)(grad, dtype, classes, stage[r], factor[r], shift[r]);
+            V(store_scaled)(grad, dtype, classes, e, factor[r], smooth ? shift[r] : 0);
             V(store_one)(grad + y * dtype_size(dtype), dtype, target_grad[r]);
         }
     }
+    if (contiguous) V(stream_block)(batch->grad[first], rows, n * classes, (ptrdiff_t)sizeof(REAL));
+}
+
+/* The forms of V(rows), each a function of its own: their loops need all registers for constants. */
+#undef ROW_FORM
+#define ROW_FORM(name, vectors, native, smooth, with_grad, with_metrics)                               \
+    static LOOP void V(name)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n) { \
+        V(rows)(task, batch, first, n, vectors, native, smooth, with_grad, with_metrics);              \
+    }
+ROW_FORM(rows_2_grad, 2, true, false, true, false)
+ROW_FORM(rows_3_grad, 3, true, false, true, false)
+ROW_FORM(rows_4_grad, 4, true, false, true, false)
+ROW_FORM(rows_grad, 0, true, false, true, false)
+ROW_FORM(rows_2_loss, 2, true, false, false, false)
+ROW_FORM(rows_3_loss, 3, true, false, false, false)
+ROW_FORM(rows_4_loss, 4, true, false, false, false)
+ROW_FORM(rows_loss, 0, true, false, false, false)
+ROW_FORM(rows_2_metrics, 2, true, false, false, true)
+ROW_FORM(rows_3_metrics, 3, true, false, false, true)
+ROW_FORM(rows_4_metrics, 4, true, false, false, true)
+ROW_FORM(rows_metrics, 0, true, false, false, true)
+ROW_FORM(smooth_rows_grad, 0, true, true, true, false)
+ROW_FORM(smooth_rows_loss, 0, true, true, false, false)
+ROW_FORM(other_rows_grad, 0, false, false, true, false)
+ROW_FORM(other_rows_loss, 0, false, false, false, false)
+ROW_FORM(other_rows_metrics, 0, false, false, false, true)
+ROW_FORM(other_smooth_rows_grad, 0, false, true, true, false)
+ROW_FORM(other_smooth_rows_loss, 0, false, true, false, false)
+
+static void V(block_rows)(const class_task *task, V(batch) * batch, bool with_metrics) {
+    enum { GRAD, LOSS, METRICS };
+    typedef void (*row_form)(const class_task *, V(batch) *, ptrdiff_t, ptrdiff_t);
+    static const row_form few[3][3] = {{V(rows_2_grad), V(rows_3_grad), V(rows_4_grad)},
+                                       {V(rows_2_loss), V(rows_3_loss), V(rows_4_loss)},
+                                       {V(rows_2_metrics), V(rows_3_metrics), V(rows_4_metrics)}};
+    static const row_form plain[2][3] = {{V(other_rows_grad), V(other_rows_loss), V(other_rows_metrics)},
+                                         {V(rows_grad), V(rows_loss), V(rows_metrics)}};
+    static const row_form smoothed[2][2] = {{V(other_smooth_rows_grad), V(other_smooth_rows_loss)},
+                                            {V(smooth_rows_grad), V(smooth_rows_loss)}};
+    const bool smooth = task->call.label_smoothing > 0;
+    const int purpose = with_metrics ? METRICS : task->call.grad.data ? GRAD : LOSS;
+    const ptrdiff_t vectors = (task->call.classes + LANES - 1) / LANES, most = ROW_STAGE / (vectors * LANES * LANES);
+    const bool one = purpose == GRAD && batch->streams;
+    const ptrdiff_t step = LANES * (one ? 1 : most < ROW_GROUPS ? most : ROW_GROUPS);
+    const row_form form = smooth                                          ? smoothed[batch->native][purpose]
+                          : batch->native && vectors >= 2 && vectors <= 4 ? few[purpose][vectors - 2]
+                                                                          : plain[batch->native][purpose];
+    for (ptrdiff_t i = 0; i < batch->count; i += step)
+        form(task, batch, i, batch->count - i < step ? batch->count - i : step);
 }
 
 /* ---- Targets in lanes: classes lie `stride` apart, neighbouring targets next to each other --------------------- */
@@ -750,8 +812,7 @@ static INLINE void V(index_rows_as)(const class_task *task, V(batch) * batch, bo
             }
         }
     } else if (classes <= ONE_BLOCK_ROW) {
-        for (ptrdiff_t i = 0; i < count; i += LANES)
-            V(rows)(task, batch, i, count - i < LANES ? count - i : LANES, native, smooth, with_grad, false);
+        V(block_rows)(task, batch, false);
     } else if (with_grad && (native || batch->streams)) {
         V(pending) pending = {0};
         for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, &pending, native, smooth, with_grad);
@@ -775,12 +836,8 @@ static void V(metrics_rows)(const class_task *task, V(batch) * batch) {
             V(short_rows)(task, batch, i, n, classes, batch->native, smooth, false, true);
     }
     if (classes <= SHORT_ROW) return;
-    if (classes <= ONE_BLOCK_ROW && batch->native && !smooth)
-        for (ptrdiff_t i = 0; i < count; i += LANES)
-            V(rows)(task, batch, i, count - i < LANES ? count - i : LANES, true, false, false, true);
-    else if (classes <= ONE_BLOCK_ROW && !smooth)
-        for (ptrdiff_t i = 0; i < count; i += LANES)
-            V(rows)(task, batch, i, count - i < LANES ? count - i : LANES, batch->native, false, false, true);
+    if (classes <= ONE_BLOCK_ROW && !smooth)
+        V(block_rows)(task, batch, true);
     else
         for (ptrdiff_t i = 0; i < count; i++) V(metrics_row)(task, batch, i);
 }
