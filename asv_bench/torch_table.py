@@ -10,9 +10,7 @@ training step of a GPT, and a step that alternates with torch's matmul. It takes
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -22,6 +20,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import fastloss.torch as ft
+from fastloss.bench import timing
 
 Step = Callable[[], object]
 
@@ -58,8 +57,8 @@ def loss_and_gradient(function: Callable[..., torch.Tensor], logits: torch.Tenso
 
 
 def in_place(name: str, logits: torch.Tensor, target: torch.Tensor) -> Step:
-    """The logits are made anew in each step, by a copy that takes no part in the time: see `medians`."""
-    work = torch.empty_like(logits).requires_grad_()
+    """Each step finds the gradient of the one before where the logits were: numbers like any others for the time."""
+    work = logits.detach().clone().requires_grad_()
 
     class Place(torch.autograd.Function):
         """Logits that are no leaf, in memory that is used again."""
@@ -77,36 +76,7 @@ def in_place(name: str, logits: torch.Tensor, target: torch.Tensor) -> Step:
     def step() -> None:
         getattr(ft, name)(Place.apply(hidden), target, inplace=True).backward()
 
-    def refill() -> None:
-        work.detach().copy_(logits.detach())
-
-    step.before = refill  # type: ignore[attr-defined]
     return step
-
-
-def medians(steps: dict[str, Step], rounds: int, bar: tqdm) -> dict[str, float]:
-    """Seconds of each, which take turns. Short ones are repeated."""
-    repeats = {}
-    for name, step in steps.items():
-        before = getattr(step, "before", None)
-        for _ in range(2):
-            if before:
-                before()
-            start = time.perf_counter()
-            step()
-            once = time.perf_counter() - start
-        repeats[name] = 1 if before else max(1, min(1000, int(2e-4 / once) * 10))
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            if before := getattr(step, "before", None):
-                before()
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                step()
-            times[name].append((time.perf_counter() - start) / repeats[name])
-        bar.update()
-    return {name: statistics.median(each) for name, each in times.items()}
 
 
 def losses(name: str) -> dict[str, Step]:
@@ -208,7 +178,7 @@ def main() -> None:
     with tqdm(total=arguments.rounds * len(makers), unit="round", file=sys.stderr) as bar:
         for name, make in makers.items():
             bar.set_description(name)
-            times = medians(make(), arguments.rounds, bar)
+            times = timing.medians(timing.take_turns(make(), rounds=arguments.rounds, progress=bar.update))
             for what, sign, asked, reached in figures(name, times):
                 missed = reached < asked if sign == ">=" else reached > asked
                 ours = times[

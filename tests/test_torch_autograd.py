@@ -369,7 +369,12 @@ def test_a_gradient_in_use_is_not_recycled(torch, ft):
     assert torch.equal(row, kept[3])
 
 
-def test_strides_without_a_copy(torch, ft, monkeypatch):
+@pytest.mark.parametrize("way", ["DLPack", "NumPy"])
+def test_strides_without_a_copy(torch, ft, monkeypatch, way):
+    if way == "NumPy":  # as in an installation without the extension
+        monkeypatch.setattr(ft.autograd, "_DTYPES", {})
+    elif "cython" not in fl.engines():
+        pytest.skip("needs the compiled extension")
     functional = ft.functional
     seen = []
     compute = functional._CROSS_ENTROPY.compute
@@ -389,6 +394,24 @@ def test_strides_without_a_copy(torch, ft, monkeypatch):
         x = logits.detach().double().requires_grad_()
         torch.nn.functional.cross_entropy(x, target).backward()
         torch.testing.assert_close(logits.grad.double(), x.grad, rtol=1e-2, atol=1e-6)
+
+
+def test_memory_of_a_tensor(torch):
+    if "cython" not in fl.engines():
+        pytest.skip("needs the compiled extension")
+    from fastloss.engines._cython import memory_of
+
+    numbers = torch.arange(6.0).reshape(2, 3).t()
+    array = memory_of(torch.utils.dlpack.to_dlpack(numbers), np.dtype(np.float32))
+    assert array.ctypes.data == numbers.data_ptr() and array.flags.writeable
+    del numbers
+    gc.collect()
+    torch.full((2, 3), 7.0)  # would take memory that was given back
+    np.testing.assert_array_equal(array, [[0, 3], [1, 4], [2, 5]])
+    with pytest.raises(TypeError, match="of 1 axes and 32 bits is given: expected one of the CPU, .* and 64 bits"):
+        memory_of(torch.utils.dlpack.to_dlpack(torch.ones(2)), np.dtype(np.float64))
+    with pytest.raises(ValueError, match="PyCapsule"):
+        memory_of(array, np.dtype(np.float32))
 
 
 # ---- Modes ----------------------------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ from cpython.pythread cimport (
     WAIT_LOCK,
 )
 from cpython.object cimport PyTypeObject
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_INCREF, PyObject
 from cython.parallel cimport prange, threadid
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.math cimport INFINITY
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
@@ -233,6 +234,49 @@ if fl_isa() == NULL:
         f"FASTLOSS_ISA is {os.environ['FASTLOSS_ISA']!r}, which this CPU or build does not have: "
         f"choose from {', '.join(isa_list())}"
     )
+
+
+# ---- Memory of other libraries --------------------------------------------------------------------------------------
+
+cdef struct DLTensor:  # github.com/dmlc/dlpack, include/dlpack/dlpack.h
+    void *data
+    int32_t device_type
+    int32_t device_id
+    int32_t ndim
+    uint8_t type_code
+    uint8_t type_bits
+    uint16_t type_lanes
+    int64_t *shape
+    int64_t *strides
+    uint64_t byte_offset
+
+cdef enum:
+    DL_CPU = 1
+    MOST_AXES = 64
+
+
+def memory_of(object capsule, cnp.dtype dtype):
+    """The array of this dtype on the memory that a DLPack capsule describes, which it keeps alive."""
+    cdef DLTensor *tensor = <DLTensor *>PyCapsule_GetPointer(capsule, "dltensor")
+    cdef cnp.npy_intp shape[MOST_AXES]
+    cdef cnp.npy_intp strides[MOST_AXES]
+    cdef Py_ssize_t size = cnp.PyDataType_ELSIZE(dtype)
+    if tensor.device_type != DL_CPU or tensor.ndim > MOST_AXES or tensor.type_bits != 8 * size or tensor.type_lanes != 1:
+        raise TypeError(
+            f"a tensor on device type {tensor.device_type} of {tensor.ndim} axes and {tensor.type_bits} bits is given: "
+            f"expected one of the CPU, of at most {MOST_AXES} axes and {8 * size} bits"
+        )
+    cdef int axis
+    for axis in range(tensor.ndim):
+        shape[axis] = tensor.shape[axis]
+        strides[axis] = tensor.strides[axis] * size
+    Py_INCREF(dtype)  # PyArray_NewFromDescr takes a reference
+    cdef cnp.ndarray array = PyArray_NewFromDescr(
+        <PyTypeObject *>cnp.ndarray, <cnp.PyArray_Descr *>dtype, tensor.ndim, shape, strides,
+        <char *>tensor.data + tensor.byte_offset, cnp.NPY_ARRAY_WRITEABLE, NULL,
+    )
+    cnp.set_array_base(array, capsule)
+    return array
 
 
 # ---- Threads --------------------------------------------------------------------------------------------------------

@@ -2,57 +2,48 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
+import itertools
 from typing import Any
 
 Key = tuple[str, Any, Any, bool]  # loss, shape, dtype, whether with the gradient
 
-_lock = threading.Lock()
-_fallbacks: dict[tuple[str, str], int] = {}
-_computed: Counter[Key] = Counter()
-_recent: list[Key] = []  # calls that are not in _computed yet: small batches feel what counting costs
+# The numbers are iterators: to draw one is a single step, which threads cannot take twice, and cheap, which small
+# batches feel.
+_fallbacks: dict[tuple[str, str], itertools.count[int]] = {}
+_computed: dict[Key, itertools.count[int]] = {}
 
 
 def count(name: str, way: str) -> None:
     """A call that torch computed."""
-    with _lock:
-        _fallbacks[name, way] = _fallbacks.get((name, way), 0) + 1
+    next(_fallbacks.setdefault((name, way), itertools.count()))
 
 
 def count_computed(name: str, input: Any, needs_grad: bool) -> None:
     """A call that fastloss computed."""
-    _recent.append((name, input.shape, input.dtype, needs_grad))
-    if len(_recent) >= 500:
-        with _lock:
-            _gather()
+    key = name, input.shape, input.dtype, needs_grad
+    number = _computed.get(key)
+    next(_computed.setdefault(key, itertools.count()) if number is None else number)
 
 
-def _gather() -> None:
-    count = len(_recent)  # another thread may append meanwhile
-    _computed.update(_recent[:count])
-    del _recent[:count]
+def _drawn(number: itertools.count[int]) -> int:
+    """How many numbers were drawn: the one that comes next."""
+    return int(repr(number)[len("count(") : -1])
 
 
 def reset() -> None:
-    with _lock:
-        _gather()
-        _fallbacks.clear()
-        _computed.clear()
+    _fallbacks.clear()
+    _computed.clear()
 
 
 def read() -> tuple[dict[tuple[str, str], int], dict[Key, int]]:
     """The calls by loss and way, "fastloss" or why it was torch; and those of fastloss by their shapes."""
-    with _lock:
-        _gather()
-        calls, computed = dict(_fallbacks), dict(_computed)
-    for (name, _, _, _), number in computed.items():
-        calls[name, "fastloss"] = calls.get((name, "fastloss"), 0) + number
+    calls = {way: _drawn(number) for way, number in _fallbacks.copy().items()}
+    computed = {key: _drawn(number) for key, number in _computed.copy().items()}
+    for (name, _, _, _), drawn in computed.items():
+        calls[name, "fastloss"] = calls.get((name, "fastloss"), 0) + drawn
     return calls, computed
 
 
 def forget(key: Key, number: int) -> None:
     """Takes back calls that were made to measure."""
-    with _lock:
-        _gather()
-        _computed[key] -= number
+    _computed[key] = itertools.count(_drawn(_computed[key]) - number)
