@@ -6,6 +6,7 @@ another that comes meanwhile runs on its own thread alone, and so does every cal
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
@@ -57,7 +58,7 @@ def class_loss(problem: ClassProblem) -> tuple[float | NDArray, NDArray | None]:
     def run(data: _Rows) -> NDArray:
         sums = np.zeros(-(-data.rows // max(1, kernels.TILE // problem.classes)))
         _run(
-            margins.class_loss_serial, margins.class_loss_parallel, problem, data.z.size, sums, kind[problem.loss],
+            margins.class_loss_serial, margins.class_loss_parallel, problem, data.z, sums, kind[problem.loss],
             data.z, data.grad, data.losses, data.target, data.weight, data.sample_weight, data.upstream,
             problem.classes, data.inner, data.rows, data.ignore, problem.power, problem.margin, data.scale,
         )  # fmt: skip
@@ -75,7 +76,7 @@ def _cross_entropy(problem: ClassProblem) -> tuple[float | NDArray, NDArray | No
     def run(data: _Rows) -> NDArray:
         sums = np.zeros(kernels.cross_entropy_tiles(general, problem.classes, data.inner, data.rows))
         _run(
-            kernels.cross_entropy_serial, kernels.cross_entropy_parallel, problem, data.z.size, sums, general, data.z,
+            kernels.cross_entropy_serial, kernels.cross_entropy_parallel, problem, data.z, sums, general, data.z,
             data.grad, data.losses, data.target, data.probabilities, data.weight, data.sample_weight, data.upstream,
             problem.classes, data.inner, data.rows, data.ignore, problem.label_smoothing, problem.z_loss, softcap,
             problem.focal, problem.gamma, data.scale,
@@ -91,7 +92,7 @@ def rowwise(kernel: Any, problem: ClassProblem, parameters: tuple[float, ...]) -
     def run(data: _Rows) -> NDArray:
         sums = np.zeros(-(-data.rows // max(1, kernels.TILE // problem.classes)))
         _run(
-            kernel.serial, kernel.parallel, problem, data.z.size, sums, data.z, data.grad, data.losses, data.target,
+            kernel.serial, kernel.parallel, problem, data.z, sums, data.z, data.grad, data.losses, data.target,
             data.weight, data.sample_weight, data.upstream, parameters, problem.classes, data.ignore, data.scale,
         )  # fmt: skip
         return sums
@@ -182,7 +183,7 @@ def element_loss(problem: ElementProblem) -> tuple[float | NDArray, NDArray | No
     denominator = float(z.size - (np.count_nonzero(y == dtype.type(ignore)) if ignores else 0))
     if problem.normalizer is not None:
         denominator = problem.normalizer
-    if problem.loss == "bce" and not _call(elements.are_probabilities, z):
+    if problem.loss == "bce" and not _call(elements.are_probabilities, dtype, z):
         validate.check_probabilities(problem)
     weight = _broadcast(problem.weight, shape, dtype)
     scale, upstream = _upstream(problem.grad_output, dtype)
@@ -194,7 +195,7 @@ def element_loss(problem: ElementProblem) -> tuple[float | NDArray, NDArray | No
     sums = np.zeros(-(-z.size // kernels.TILE))
     if problem.loss == "bce_with_logits":
         _run(
-            kernels.binary_serial, kernels.binary_parallel, problem, z.size, sums, z, grad, losses, y, weight,
+            kernels.binary_serial, kernels.binary_parallel, problem, z, sums, z, grad, losses, y, weight,
             _broadcast(problem.pos_weight, shape, dtype), upstream, ignores, ignore, problem.label_smoothing, scale,
         )  # fmt: skip
     else:
@@ -202,7 +203,7 @@ def element_loss(problem: ElementProblem) -> tuple[float | NDArray, NDArray | No
         if problem.zero_one:
             label_scale, label_shift = 2 * label_scale, 2 * label_shift - 1
         _run(
-            elements.element_loss_serial, elements.element_loss_parallel, problem, z.size, sums,
+            elements.element_loss_serial, elements.element_loss_parallel, problem, z, sums,
             _ELEMENT_KINDS[problem.loss], z, grad, losses, y, weight, upstream, ignores, ignore, label_scale,
             label_shift, problem.alpha, problem.gamma, problem.margin, scale,
         )  # fmt: skip
@@ -224,7 +225,7 @@ def evaluate(
     correct, entropies, counts = np.zeros((tiles, len(ks)), np.int64), np.zeros(tiles), np.zeros(tiles, np.int64)
     lse = np.zeros(target.size if want_lse else 0, problem.compute_dtype)
     _run(
-        evaluation.evaluate_serial, evaluation.evaluate_parallel, problem, z.size, correct, entropies, counts, z,
+        evaluation.evaluate_serial, evaluation.evaluate_parallel, problem, z, correct, entropies, counts, z,
         target, lse, np.minimum(ks, problem.classes), problem.classes, inner, ignore,
     )  # fmt: skip
     return (
@@ -242,7 +243,7 @@ def overlap_sums(problem: OverlapProblem) -> tuple[NDArray, NDArray]:
     spans = problem.groups * data.spans
     sums, entropies = np.zeros((spans, problem.classes, 3)), np.zeros((spans, 2))
     _run(
-        overlap.overlap_sums_serial, overlap.overlap_sums_parallel, problem, data.z.size, sums, entropies, data.masks,
+        overlap.overlap_sums_serial, overlap.overlap_sums_parallel, problem, data.z, sums, entropies, data.masks,
         data.z, data.target, data.labels, data.weight, data.spans, data.rows, problem.groups, data.inner, data.ignores,
         data.ignore, problem.from_logits, problem.squared, problem.cross_entropy > 0, data.focal, problem.gamma,
     )  # fmt: skip
@@ -258,7 +259,7 @@ def overlap_gradient(problem: OverlapProblem, of_intersection: NDArray, of_sum: 
     assert out is not None
     shape, float64 = (problem.groups, problem.classes), np.dtype(np.float64)
     _run(
-        overlap.overlap_gradient_serial, overlap.overlap_gradient_parallel, problem, data.z.size,
+        overlap.overlap_gradient_serial, overlap.overlap_gradient_parallel, problem, data.z,
         problem.groups * data.spans, _flat(of_intersection, float64).reshape(shape),
         _flat(of_sum, float64).reshape(shape), float(scale), grad, data.masks, data.z, data.target, data.labels,
         data.weight, data.spans, data.rows, problem.groups, data.inner, data.ignores, data.ignore, problem.from_logits,
@@ -322,7 +323,7 @@ def elementwise(
     losses = np.empty(z.size if problem.reduction == "none" else 0, dtype)
     sums = np.zeros(-(-z.size // kernels.TILE))
     _run(
-        kernel.serial, kernel.parallel, problem, z.size, sums, z, y, grad, hess, losses, weight, upstream, parameters,
+        kernel.serial, kernel.parallel, problem, z, sums, z, y, grad, hess, losses, weight, upstream, parameters,
         scale,
     )  # fmt: skip
     if out is not None and not np.may_share_memory(grad, out):
@@ -359,7 +360,7 @@ def softmax(problem: SoftmaxProblem) -> NDArray:
     values = np.empty(rows if per_row else 0, dtype)
     tiles = -(-rows // max(1, kernels.TILE // problem.classes))
     _run(
-        kernels.softmax_serial, kernels.softmax_parallel, problem, z.size, tiles, kind, z, out, values,
+        kernels.softmax_serial, kernels.softmax_parallel, problem, z, tiles, kind, z, out, values,
         problem.classes, inner, rows,
     )  # fmt: skip
     if per_row:
@@ -376,7 +377,7 @@ def map(problem: MapProblem) -> NDArray:
     out = np.empty(z.size, dtype)
     kind = {"sigmoid": kernels.SIGMOID, "log_sigmoid": kernels.LOG_SIGMOID, "softplus": kernels.SOFTPLUS}[problem.kind]
     if z.size:
-        _run(kernels.map_serial, kernels.map_parallel, problem, z.size, kind, z, out)
+        _run(kernels.map_serial, kernels.map_parallel, problem, z, kind, z, out)
     with np.errstate(all="ignore"):
         return out.reshape(problem.x.shape).astype(problem.x.dtype, copy=False)
 
@@ -384,27 +385,27 @@ def map(problem: MapProblem) -> NDArray:
 # ---- Running --------------------------------------------------------------------------------------------------------
 
 
-def _run(serial: Any, parallel: Any, problem: Any, elements: int, *arguments: Any) -> None:
+def _run(serial: Any, parallel: Any, problem: Any, z: NDArray, *arguments: Any) -> None:
     count = problem.num_threads or threads.get_num_threads()
-    count = min(count, max(1, elements // ELEMENTS_A_THREAD), numba.config.NUMBA_NUM_THREADS)
+    count = min(count, max(1, z.size // ELEMENTS_A_THREAD), numba.config.NUMBA_NUM_THREADS)
     if count > 1 and not _in_child and _parallel_lock.acquire(blocking=False):
         before = numba.get_num_threads()
         try:
             numba.set_num_threads(count)
-            _call(parallel, *arguments)
+            _call(parallel, z.dtype, *arguments)
         finally:
             numba.set_num_threads(before)
             _parallel_lock.release()
     else:
-        _call(serial, *arguments)
+        _call(serial, z.dtype, *arguments)
 
 
-_compiled: set[tuple[Any, ...]] = set()
+_compiled: set[tuple[Any, np.dtype[Any]]] = set()
 
 
-def _call(kernel: Any, *arguments: Any) -> Any:
-    """Calls a kernel; one that has to be compiled first says so, where that takes a while."""
-    key = (kernel, *(getattr(a, "dtype", None) for a in arguments))
+def _call(kernel: Any, dtype: np.dtype[Any], *arguments: Any) -> Any:
+    """Calls a kernel, which is compiled once for each dtype; where that takes a while, it says so."""
+    key = kernel, dtype
     if key in _compiled:
         return kernel(*arguments)
     note = threading.Timer(PATIENCE, _say_compiling, [kernel])
@@ -439,6 +440,7 @@ def _read_only(array: NDArray) -> NDArray:
 _NO_INDEX = _read_only(np.empty(0, np.int64))
 
 
+@functools.cache
 def _nothing(dtype: np.dtype[Any]) -> NDArray:
     """What stands for an array that is not given."""
     return _read_only(np.empty(0, dtype))
@@ -467,7 +469,7 @@ def _by_rows(
 
 def _as_rows(array: NDArray, axis: int, inner: int, dtype: np.dtype[Any]) -> NDArray:
     """An array of the logits' shape in the order that _by_rows gave them."""
-    return _flat(array if inner > 1 else np.moveaxis(array, axis, -1), dtype)
+    return _flat(array if inner > 1 or axis == array.ndim - 1 else np.moveaxis(array, axis, -1), dtype)
 
 
 def _in_shape(flat: NDArray, shape: tuple[int, ...], axis: int, inner: int) -> NDArray:
@@ -497,7 +499,8 @@ def _denominator(
 ) -> float:
     """The sum of the weights of the targets that count; IndexError where one is neither a class nor ignored."""
     ignores = problem.ignore_index is not None
-    denominator = float(_call(kernels.check_targets, target, problem.classes, ignores, ignore, weight, sample_weight))
+    arguments = target, problem.classes, ignores, ignore, weight, sample_weight
+    denominator = float(_call(kernels.check_targets, weight.dtype, *arguments))
     if math.isnan(denominator):
         validate.raise_bad_index(problem)
     return denominator

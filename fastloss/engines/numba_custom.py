@@ -53,11 +53,13 @@ def elementwise(source: str) -> Any:
             out[i] = element(z[i], y[i], parameters)[0]
 
     @njit(**PLAIN)
-    def slopes_block(z, y, parameters, scale, out):
+    def both_block(z, y, parameters, scale, losses, slopes):
         wide_vectors()
         factor = as_real(scale, z[0])
         for i in range(z.size):
-            out[i] = element(z[i], y[i], parameters)[1] * factor
+            loss, slope, _ = element(z[i], y[i], parameters)
+            losses[i] = loss
+            slopes[i] = slope * factor
 
     @njit(**PLAIN)
     def curves_block(z, y, parameters, scale, out):
@@ -83,13 +85,14 @@ def elementwise(source: str) -> Any:
         for start in range(first, end, BLOCK):
             n = min(BLOCK, end - start)
             at = slice(start, start + n)
-            losses_block(z[at], y[at], parameters, loss)
             if hess.size:
                 curves_block(z[at], y[at], parameters, scale, hess[at])
                 weigh(hess[at], weight[at], upstream[at])
-            if grad.size:  # the last: it may replace the logits
+            if not grad.size:
+                losses_block(z[at], y[at], parameters, loss)
+            else:
                 out = slope[:n] if in_place else grad[at]
-                slopes_block(z[at], y[at], parameters, scale, out)
+                both_block(z[at], y[at], parameters, scale, loss, out)
                 weigh(out, weight[at], upstream[at])
                 if in_place:
                     copy_into(out, grad[at])
