@@ -372,6 +372,7 @@ static INLINE V(vec) V(row_exps)(const REAL *z, REAL *e, ptrdiff_t classes, ptrd
         const V(vec) value = V(row_vector)(z, classes, v, vectors, -INFINITY), x = V(sub)(value, V(set)(ref));
         const V(vec) part = V(exp_step)(x, e ? e + v * LANES : NULL, LANES, true, y - v * LANES);
         sums[v % 2] = v < 2 ? part : V(add)(sums[v % 2], part);
+        if (sum_x) *sum_x = V(add)(*sum_x, V(sub)(V(row_vector)(z, classes, v, vectors, ref), V(set)(ref)));
         if (moment) moments[v % 2] = V(add_moment)(x, part, moments[v % 2]);
         if (rank) V(rank_step)(rank, value, y - v * LANES);
     }
@@ -467,50 +468,44 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
 
 /* The forms of V(rows), each a function of its own: their loops need all registers for constants. */
 #undef ROW_FORM
+#undef ROW_FORMS
+#undef ROW_FORM_NAMES
 #define ROW_FORM(name, vectors, native, smooth, with_grad, with_metrics)                               \
     static LOOP void V(name)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n) { \
         V(rows)(task, batch, first, n, vectors, native, smooth, with_grad, with_metrics);              \
     }
-ROW_FORM(rows_2_grad, 2, true, false, true, false)
-ROW_FORM(rows_3_grad, 3, true, false, true, false)
-ROW_FORM(rows_4_grad, 4, true, false, true, false)
-ROW_FORM(rows_grad, 0, true, false, true, false)
-ROW_FORM(rows_2_loss, 2, true, false, false, false)
-ROW_FORM(rows_3_loss, 3, true, false, false, false)
-ROW_FORM(rows_4_loss, 4, true, false, false, false)
-ROW_FORM(rows_loss, 0, true, false, false, false)
-ROW_FORM(rows_2_metrics, 2, true, false, false, true)
-ROW_FORM(rows_3_metrics, 3, true, false, false, true)
-ROW_FORM(rows_4_metrics, 4, true, false, false, true)
-ROW_FORM(rows_metrics, 0, true, false, false, true)
-ROW_FORM(smooth_rows_grad, 0, true, true, true, false)
-ROW_FORM(smooth_rows_loss, 0, true, true, false, false)
-ROW_FORM(other_rows_grad, 0, false, false, true, false)
-ROW_FORM(other_rows_loss, 0, false, false, false, false)
-ROW_FORM(other_rows_metrics, 0, false, false, false, true)
-ROW_FORM(other_smooth_rows_grad, 0, false, true, true, false)
-ROW_FORM(other_smooth_rows_loss, 0, false, true, false, false)
+#define ROW_FORMS(name, vectors, native)                              \
+    ROW_FORM(name##_grad, vectors, native, false, true, false)        \
+    ROW_FORM(name##_loss, vectors, native, false, false, false)       \
+    ROW_FORM(name##_metrics, vectors, native, false, false, true)     \
+    ROW_FORM(name##_smooth_grad, vectors, native, true, true, false)  \
+    ROW_FORM(name##_smooth_loss, vectors, native, true, false, false)
+#define ROW_FORM_NAMES(name)                                                                          \
+    {V(name##_grad), V(name##_loss), V(name##_metrics), V(name##_smooth_grad), V(name##_smooth_loss)}
+ROW_FORMS(rows_converted, 0, false)
+ROW_FORMS(rows_any, 0, true)
+ROW_FORMS(rows_2, 2, true)
+ROW_FORMS(rows_3, 3, true)
+ROW_FORMS(rows_4, 4, true)
 
 static void V(block_rows)(const class_task *task, V(batch) * batch, bool with_metrics) {
-    enum { GRAD, LOSS, METRICS };
+    enum { GRAD, LOSS, METRICS, SMOOTH_GRAD, SMOOTH_LOSS };
     typedef void (*row_form)(const class_task *, V(batch) *, ptrdiff_t, ptrdiff_t);
-    static const row_form few[3][3] = {{V(rows_2_grad), V(rows_3_grad), V(rows_4_grad)},
-                                       {V(rows_2_loss), V(rows_3_loss), V(rows_4_loss)},
-                                       {V(rows_2_metrics), V(rows_3_metrics), V(rows_4_metrics)}};
-    static const row_form plain[2][3] = {{V(other_rows_grad), V(other_rows_loss), V(other_rows_metrics)},
-                                         {V(rows_grad), V(rows_loss), V(rows_metrics)}};
-    static const row_form smoothed[2][2] = {{V(other_smooth_rows_grad), V(other_smooth_rows_loss)},
-                                            {V(smooth_rows_grad), V(smooth_rows_loss)}};
-    const bool smooth = task->call.label_smoothing > 0;
-    const int purpose = with_metrics ? METRICS : task->call.grad.data ? GRAD : LOSS;
+    static const row_form forms[5][5] = {ROW_FORM_NAMES(rows_converted), ROW_FORM_NAMES(rows_any),
+                                         ROW_FORM_NAMES(rows_2), ROW_FORM_NAMES(rows_3), ROW_FORM_NAMES(rows_4)};
+    const bool smooth = task->call.label_smoothing > 0, with_grad = task->call.grad.data != NULL;
     const ptrdiff_t vectors = (task->call.classes + LANES - 1) / LANES, most = ROW_STAGE / (vectors * LANES * LANES);
-    const bool one = purpose == GRAD && batch->streams;
-    const ptrdiff_t step = LANES * (one ? 1 : most < ROW_GROUPS ? most : ROW_GROUPS);
-    const row_form form = smooth                                          ? smoothed[batch->native][purpose]
-                          : batch->native && vectors >= 2 && vectors <= 4 ? few[purpose][vectors - 2]
-                                                                          : plain[batch->native][purpose];
-    for (ptrdiff_t i = 0; i < batch->count; i += step)
-        form(task, batch, i, batch->count - i < step ? batch->count - i : step);
+    /* What streams leaves in shorter pieces. */
+    const ptrdiff_t groups = with_grad && batch->streams ? 1 : most < ROW_GROUPS ? most : ROW_GROUPS;
+    const int layout = !batch->native ? 0 : vectors <= 4 ? (int)vectors : 1;
+    const int purpose = with_metrics ? METRICS
+                        : with_grad  ? (smooth ? SMOOTH_GRAD : GRAD)
+                        : smooth     ? SMOOTH_LOSS
+                                     : LOSS;
+    for (ptrdiff_t i = 0; i < batch->count; i += groups * LANES) {
+        const ptrdiff_t left = batch->count - i;
+        forms[layout][purpose](task, batch, i, left < groups * LANES ? left : groups * LANES);
+    }
 }
 
 /* ---- Targets in lanes: classes lie `stride` apart, neighbouring targets next to each other --------------------- */
