@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fastloss as fl
-from fastloss.bench import calls, cases, command, machine, processes, report, revisions, timing
+from fastloss.bench import calls, cases, command, processes, report, revisions, timing
 from fastloss.catalogue import DOMAINS, LOSSES
 
 SMALL = ["--threads", "1", "--seconds", "0.5", "--shape", "64x10"]
@@ -127,8 +127,8 @@ def test_a_plot_of_no_picture_format_is_refused_before_measuring(tmp_path, capsy
 
 
 def test_a_process_that_fails_is_said(tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("FASTLOSS_ISA", "vax")  # read by the measuring process: the engine is loaded here
-    machine.isa()
+    fl.sigmoid(np.zeros(1))
+    monkeypatch.setenv("FASTLOSS_ENGINE", "vax")  # read by the measuring process: the engine is loaded here
     assert command.main([*SMALL, "--peers"]) == 1
     assert "fastloss bench: the process for 1 thread failed: see above.\n" in capfd.readouterr().err
 
@@ -329,7 +329,7 @@ def test_a_folder_without_a_build_is_refused(tmp_path):
 
 
 def test_a_base_takes_turns_with_the_rest(other_build):
-    plan = processes.Plan(1, (cases.Case(shape="64 x 10"),), seconds=0.2, base=str(other_build))
+    plan = processes.Plan(1, (cases.Case(shape="64 x 10", engine=fl.engines()[0]),), seconds=0.2, base=str(other_build))
     (measured,) = processes.measure(plan)
     assert set(measured["seconds"]) == {"fastloss", "copy", "base"}
 

@@ -66,9 +66,9 @@ def kl_div(
     >>> import numpy as np
     >>> import fastloss as fl
     >>> log_input = np.log([[0.5, 0.3, 0.2]])
-    >>> loss, grad = fl.kl_div(log_input, [[0.4, 0.6, 0.0]], reduction="batchmean", return_grad=True)
+    >>> loss, grad = fl.kl_div(log_input, [[0.4, 0.5, 0.1]], reduction="batchmean", return_grad=True)
     >>> f"{loss:.4f}", grad.tolist()
-    ('0.3266', [[-0.4, -0.6, 0.0]])
+    ('0.0968', [[-0.4, -0.5, -0.1]])
     """
     batchmean = isinstance(reduction, str) and reduction == "batchmean"
     samples = float(validate.length("log_input", log_input)) if batchmean else None
