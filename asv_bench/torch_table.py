@@ -57,7 +57,8 @@ def loss_and_gradient(function: Callable[..., torch.Tensor], logits: torch.Tenso
 
 
 def in_place(name: str, logits: torch.Tensor, target: torch.Tensor) -> Step:
-    """Each step finds the gradient of the one before where the logits were: numbers like any others for the time."""
+    """Each step finds the gradient of the one before where the logits were, which for the time are numbers like others;
+    torch's is that of the batch itself."""
     work = logits.detach().clone().requires_grad_()
 
     class Place(torch.autograd.Function):

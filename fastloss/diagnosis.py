@@ -266,7 +266,7 @@ class _Check:
         logits, target = self.logits, self.target
         if target.dtype.kind == "c":
             self.error("target_dtype", f"target is {target.dtype.name}: no loss takes that", "Give real numbers.")
-        if validate.is_floating(logits.dtype):
+        if validate.is_supported_float(logits.dtype):
             return bool(target.dtype.kind != "c")
         if logits.dtype.kind in "biu" and validate._is_float(target.dtype):
             self.error(

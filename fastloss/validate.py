@@ -585,14 +585,15 @@ def _array(name: str, value: Any) -> NDArray:
 
 def _floats(name: str, value: Any) -> NDArray:
     array = _array(name, value)
-    if not is_floating(array.dtype):
+    if not is_supported_float(array.dtype):
         raise TypeError(f"{name} must be {_FLOAT_TEXT}, not {array.dtype.name}")
     return array
 
 
-def is_floating(dtype: np.dtype[Any]) -> bool:
+def is_supported_float(dtype: np.dtype[Any]) -> bool:
     """Whether it is one of the dtypes that losses are computed of."""
-    return dtype.char in "fde" or dtype.name == "bfloat16"  # a name takes a microsecond
+    # A name takes a microsecond.
+    return (dtype.kind == "f" and dtype.char in "fde") or dtype.name == "bfloat16"
 
 
 def _is_float(dtype: np.dtype[Any]) -> bool:
@@ -858,7 +859,7 @@ def _grad_output(
 def _check_output(name: str, out: Any, shape: tuple[int, ...]) -> None:
     if not isinstance(out, np.ndarray):
         raise TypeError(f"{name} must be a numpy.ndarray, not {type(out).__name__}")
-    if not is_floating(out.dtype):
+    if not is_supported_float(out.dtype):
         raise TypeError(f"{name} must be {_FLOAT_TEXT}, not {out.dtype.name}")
     if out.shape != shape:
         raise ValueError(f"{name} has shape {out.shape}, but the gradient has the logits' shape {shape}")

@@ -19,6 +19,7 @@ CROSS_ENTROPY = [
     (dict(logits=Z + 0j), TypeError, "logits must be float32, float64, float16 or bfloat16, not complex128"),
     (dict(logits=Z > 0), TypeError, "logits must be float32, float64, float16 or bfloat16, not bool"),
     (dict(logits=None), TypeError, "logits must be float32, float64, float16 or bfloat16, not object"),
+    (dict(logits=Z.astype("S4")), TypeError, "logits must be float32, float64, float16 or bfloat16, not bytes"),
     (dict(logits="abc"), TypeError, "logits must be float32"),
     (dict(logits=[[1.0, 2.0], [3.0]]), ValueError, "logits can't be read as an array: "),
     (dict(logits=1.5), ValueError, "logits have no dimensions: expected at least one, the class axis"),

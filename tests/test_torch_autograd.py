@@ -4,7 +4,10 @@ import copy
 import gc
 import io
 import pickle
+import subprocess
+import sys
 import warnings
+import weakref
 from functools import partial
 
 import numpy as np
@@ -412,6 +415,45 @@ def test_memory_of_a_tensor(torch):
         memory_of(torch.utils.dlpack.to_dlpack(torch.ones(2)), np.dtype(np.float64))
     with pytest.raises(ValueError, match="PyCapsule"):
         memory_of(array, np.dtype(np.float32))
+    with pytest.raises(TypeError, match="a tensor without memory is given"):
+        memory_of(torch.utils.dlpack.to_dlpack(torch._efficientzerotensor((2,))), np.dtype(np.float32))
+
+
+def test_tensors_without_memory(torch, ft, batch):
+    class Wrapper(torch.Tensor):
+        """Has another tensor instead of memory."""
+
+        @staticmethod
+        def __new__(cls, inner):
+            return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+        def __init__(self, inner):
+            self.inner = inner
+
+        @classmethod
+        def __torch_dispatch__(cls, function, types, arguments=(), options=None):
+            arguments = [each.inner if isinstance(each, cls) else each for each in arguments]
+            return function(*arguments, **(options or {}))
+
+    logits, target = batch
+    loss = ft.cross_entropy(torch._efficientzerotensor((6, 5)), target)
+    assert loss.item() == pytest.approx(np.log(5)) and ft.report().calls == {("cross_entropy", "arguments"): 1}
+    upstream = torch.rand(6)
+    grads = [
+        torch.autograd.grad(each.cross_entropy(logits, target, reduction="none"), logits, Wrapper(upstream))[0]
+        for each in (torch.nn.functional, ft)
+    ]
+    torch.testing.assert_close(*grads)
+
+
+def test_a_backward_pass_lets_go_of_the_target(torch, ft, batch):
+    logits, _ = batch
+    target, weight = torch.rand(6, 5).softmax(1), torch.rand(5)
+    loss = ft.cross_entropy(logits, target, weight)
+    loss.backward()
+    there = [weakref.ref(target), weakref.ref(weight)]
+    del target, weight
+    assert [each() for each in there] == [None, None] and loss.grad_fn is not None
 
 
 # ---- Modes ----------------------------------------------------------------------------------------------------------
@@ -586,6 +628,11 @@ def test_default_device_and_modes_that_change_nothing(torch, ft, batch):
     with torch.device("cpu"):
         ft.cross_entropy(*batch)
     assert ft.report().calls == {("cross_entropy", "fastloss"): 1}
+
+
+def test_import_under_a_default_device(torch):
+    code = "import torch; torch.set_default_device('meta'); import fastloss.torch"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_without_ml_dtypes_bfloat16_goes_to_torch(torch, ft, batch, monkeypatch):

@@ -339,9 +339,12 @@ static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i
 
 /* ---- Rows of one block: one vector finishes as many of them as it has lanes ------------------------------------- */
 
+#undef SHORT_ROW
 #undef ONE_BLOCK_ROW
 #undef ROW_GROUPS
 #undef ROW_STAGE
+/* Up to here, rows are transposed: see below. */
+#define SHORT_ROW 16
 /* Up to here, as many rows as a vector has lanes fit into the first-level cache, with their gradients. */
 #define ONE_BLOCK_ROW 256
 /* Groups of LANES rows at a time: the steps that finish one group wait for each other, and those of the others fill the
@@ -361,7 +364,7 @@ static INLINE V(vec) V(row_max)(const REAL *z, ptrdiff_t classes, ptrdiff_t vect
     return max;
 }
 
-/* V(exp_part) of a row. */
+/* As V(exp_part) with has_target and padded, unrolled where the number of vectors is known. */
 static INLINE V(vec) V(row_exps)(const REAL *z, REAL *e, ptrdiff_t classes, ptrdiff_t vectors, REAL ref, ptrdiff_t y,
                                  ptrdiff_t fetched, V(vec) * sum_x, V(vec) * moment, V(ranking) * rank) {
     if (!vectors) return V(exp_part)(z, e, classes, ref, true, y, fetched, false, true, sum_x, moment, rank);
@@ -482,20 +485,43 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
     ROW_FORM(name##_smooth_loss, vectors, native, true, false, false)
 #define ROW_FORM_NAMES(name)                                                                          \
     {V(name##_grad), V(name##_loss), V(name##_metrics), V(name##_smooth_grad), V(name##_smooth_loss)}
+/* Only those that rows of more than SHORT_ROW classes can have. */
+#undef LANE_COUNT
+#undef ROWS_CONVERTED
+#undef ROWS_2
+#undef ROWS_3
+#undef ROWS_4
+#define LANE_COUNT (VEC_BYTES * 8 / WORKING_TYPE)
+#if WORKING_TYPE == 32
 ROW_FORMS(rows_converted, 0, false)
+#define ROWS_CONVERTED ROW_FORM_NAMES(rows_converted)
+#else
+#define ROWS_CONVERTED {NULL}
+#endif
 ROW_FORMS(rows_any, 0, true)
+#if 2 * LANE_COUNT > SHORT_ROW
 ROW_FORMS(rows_2, 2, true)
+#define ROWS_2 ROW_FORM_NAMES(rows_2)
+#else
+#define ROWS_2 {NULL}
+#endif
+#if 3 * LANE_COUNT > SHORT_ROW
 ROW_FORMS(rows_3, 3, true)
 ROW_FORMS(rows_4, 4, true)
+#define ROWS_3 ROW_FORM_NAMES(rows_3)
+#define ROWS_4 ROW_FORM_NAMES(rows_4)
+#else
+#define ROWS_3 {NULL}
+#define ROWS_4 {NULL}
+#endif
 
 static void V(block_rows)(const class_task *task, V(batch) * batch, bool with_metrics) {
     enum { GRAD, LOSS, METRICS, SMOOTH_GRAD, SMOOTH_LOSS };
     typedef void (*row_form)(const class_task *, V(batch) *, ptrdiff_t, ptrdiff_t);
-    static const row_form forms[5][5] = {ROW_FORM_NAMES(rows_converted), ROW_FORM_NAMES(rows_any),
-                                         ROW_FORM_NAMES(rows_2), ROW_FORM_NAMES(rows_3), ROW_FORM_NAMES(rows_4)};
+    static const row_form forms[5][5] = {ROWS_CONVERTED, ROW_FORM_NAMES(rows_any), ROWS_2, ROWS_3, ROWS_4};
     const bool smooth = task->call.label_smoothing > 0, with_grad = task->call.grad.data != NULL;
     const ptrdiff_t vectors = (task->call.classes + LANES - 1) / LANES, most = ROW_STAGE / (vectors * LANES * LANES);
-    /* What streams leaves in shorter pieces. */
+    /* Streamed gradients are written one group at a time: shorter bursts past the caches. */
     const ptrdiff_t groups = with_grad && batch->streams ? 1 : most < ROW_GROUPS ? most : ROW_GROUPS;
     const int layout = !batch->native ? 0 : vectors <= 4 ? (int)vectors : 1;
     const int purpose = with_metrics ? METRICS
@@ -723,9 +749,6 @@ static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V
 }
 
 /* ---- Short rows: transposed into lanes and back ---------------------------------------------------------------- */
-
-#undef SHORT_ROW
-#define SHORT_ROW 16
 
 /* Classes [c, c + n) of LANES rows, n <= LANES, to or from the first lanes of n vectors that lie LANE_TARGETS apart. */
 static INLINE void V(rows_to_lanes)(const REAL *const row[], ptrdiff_t c, ptrdiff_t n, REAL *tile) {

@@ -256,7 +256,8 @@ cdef enum:
 
 
 def memory_of(object capsule, cnp.dtype dtype):
-    """The array of this dtype on the memory that a DLPack capsule describes, which it keeps alive."""
+    """The array of this dtype, which the caller knows to be the tensor's, on the memory that a DLPack capsule describes
+    and keeps alive."""
     cdef DLTensor *tensor = <DLTensor *>PyCapsule_GetPointer(capsule, "dltensor")
     cdef cnp.npy_intp shape[MOST_AXES]
     cdef cnp.npy_intp strides[MOST_AXES]
@@ -267,9 +268,15 @@ def memory_of(object capsule, cnp.dtype dtype):
             f"expected one of the CPU, of at most {MOST_AXES} axes and {8 * size} bits"
         )
     cdef int axis
+    cdef bint is_empty = False
+    if tensor.ndim > 0 and tensor.strides == NULL:
+        raise TypeError("a tensor without strides is given: expected one for each axis")
     for axis in range(tensor.ndim):
+        is_empty = is_empty or tensor.shape[axis] == 0
         shape[axis] = tensor.shape[axis]
         strides[axis] = tensor.strides[axis] * size
+    if tensor.data == NULL and not is_empty:  # NumPy would take memory of its own
+        raise TypeError("a tensor without memory is given: expected one whose elements lie somewhere")
     Py_INCREF(dtype)  # PyArray_NewFromDescr takes a reference
     cdef cnp.ndarray array = PyArray_NewFromDescr(
         <PyTypeObject *>cnp.ndarray, <cnp.PyArray_Descr *>dtype, tensor.ndim, shape, strides,

@@ -53,7 +53,7 @@ def elementwise(source: str) -> Any:
             out[i] = element(z[i], y[i], parameters)[0]
 
     @njit(**PLAIN)
-    def both_block(z, y, parameters, scale, losses, slopes):
+    def losses_and_slopes_block(z, y, parameters, scale, losses, slopes):
         wide_vectors()
         factor = as_real(scale, z[0])
         for i in range(z.size):
@@ -90,9 +90,9 @@ def elementwise(source: str) -> Any:
                 weigh(hess[at], weight[at], upstream[at])
             if not grad.size:
                 losses_block(z[at], y[at], parameters, loss)
-            else:
+            else:  # the last: it may replace the logits
                 out = slope[:n] if in_place else grad[at]
-                both_block(z[at], y[at], parameters, scale, loss, out)
+                losses_and_slopes_block(z[at], y[at], parameters, scale, loss, out)
                 weigh(out, weight[at], upstream[at])
                 if in_place:
                     copy_into(out, grad[at])

@@ -35,9 +35,11 @@ INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.u
 NUMBERS = INTEGERS | {torch.bool}
 # What arrays have for the dtypes of tensors.
 _DTYPES = {
-    dtype: BFLOAT16 if dtype is torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
+    dtype: BFLOAT16 if dtype is torch.bfloat16 else np.dtype(str(dtype).removeprefix("torch."))
     for dtype in (FLOATS | NUMBERS if memory_of else ())
 }
+# What fastloss, and torch where memory cannot be looked at, raise of arguments that they refuse.
+REFUSED = (ValueError, TypeError, RuntimeError, BufferError)
 # The types of tensors whose memory may be looked at.
 PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
@@ -120,7 +122,7 @@ def run(
                 result = _apply(input, (loss, target, tensors, options, dtype, is_own, inplace))
             else:
                 result = as_loss(compute(loss, input, target, tensors, options), dtype)
-        except (ValueError, TypeError, RuntimeError, BufferError):
+        except REFUSED:
             # What fastloss refuses torch may know, and else it says so in its own words.
             reason = "device or layout" if _is_elsewhere(input, target, *tensors.values()) else "arguments"
             if not is_own and reason == "arguments":
@@ -205,7 +207,7 @@ def _check_inplace(input: Any) -> None:
 def as_array(tensor: Any) -> Any:
     """The tensor's memory as an array."""
     dtype = _DTYPES.get(tensor.dtype)
-    if dtype is not None and not tensor.is_neg():
+    if dtype is not None and type(tensor) in PLAIN and not tensor.is_neg():
         return memory_of(_to_dlpack(tensor), dtype)  # a third of the time of numpy(), which small batches feel
     if tensor.requires_grad:
         tensor = tensor.detach()
@@ -256,9 +258,9 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Any, call: Any) -> Any:
-        loss, target, tensors, options, dtype, _, inplace = call
+        loss, target, tensors, options, dtype, is_own, inplace = call
         ctx.save_for_backward(input, target, *tensors.values())
-        ctx.call = call
+        ctx.call = loss, tuple(tensors), options, is_own, inplace  # no tensors, which backward passes let go of
         if tensors:
             options = {**options, **{name: as_array(tensor) for name, tensor in tensors.items()}}
         # float16 gradients of a mean underflow unless the upstream gradient, a loss scale, is in them from the start.
@@ -278,7 +280,7 @@ class _Loss(torch.autograd.Function):
             return _differentiable(ctx, grad_output), None
         grad, ctx.waiting = ctx.waiting, None
         if grad is None:
-            grad = _recomputed(ctx, grad_output)
+            grad = (_recomputed if type(grad_output) in PLAIN else _differentiable)(ctx, grad_output)
         elif grad_output.item() != 1.0:
             grad.mul_(grad_output)
         return grad, None
@@ -289,7 +291,7 @@ _apply = super(torch.autograd.Function, _Loss).apply
 
 
 def _recomputed(ctx: Any, grad_output: Any) -> Any:
-    loss, _, names, options, _, _, inplace = ctx.call
+    loss, names, options, _, inplace = ctx.call
     input, target, *tensors = ctx.saved_tensors  # raises what torch raises where they were changed, or freed
     given = dict(zip(names, tensors, strict=True))
     if not inplace:
@@ -302,7 +304,7 @@ def _recomputed(ctx: Any, grad_output: Any) -> Any:
 
 def _differentiable(ctx: Any, grad_output: Any) -> Any:
     """The gradient by torch's operations: differentiable where the grad mode is on, and under vmap."""
-    loss, _, names, options, _, is_own, _ = ctx.call
+    loss, names, options, is_own, _ = ctx.call
     input, target, *tensors = ctx.saved_tensors
     counting.count(loss.name, "derivative of the gradient")
     create_graph = torch.is_grad_enabled()

@@ -96,7 +96,7 @@ def _loss(
     this = _Call(tensors, floats, integers, call)
     try:
         value = autograd.compute(this.loss, input, target, this.tensors, this.options)
-    except (ValueError, TypeError, RuntimeError):
+    except autograd.REFUSED:
         if not this.is_own:
             raise
         counting.count(this.loss.name, "arguments")
@@ -131,7 +131,7 @@ def _gradient(
     this = _Call(tensors, floats, integers, call)
     try:
         array = autograd.gradient(this.loss, input, target, this.tensors, this.options, grad_output)
-    except (ValueError, TypeError, RuntimeError):
+    except autograd.REFUSED:
         if not this.is_own:
             raise
         with torch.enable_grad():

@@ -7,10 +7,11 @@ from typing import Any
 
 Key = tuple[str, Any, Any, bool]  # loss, shape, dtype, whether with the gradient
 
-# The numbers are iterators: to draw one is a single step, which threads cannot take twice, and cheap, which small
-# batches feel.
+# The numbers are iterators: to draw one is a single step, which two threads cannot take at once under the interpreter's
+# lock, and cheap, which small batches feel.
 _fallbacks: dict[tuple[str, str], itertools.count[int]] = {}
 _computed: dict[Key, itertools.count[int]] = {}
+_forgotten: dict[Key, int] = {}
 
 
 def count(name: str, way: str) -> None:
@@ -33,12 +34,13 @@ def _drawn(number: itertools.count[int]) -> int:
 def reset() -> None:
     _fallbacks.clear()
     _computed.clear()
+    _forgotten.clear()
 
 
 def read() -> tuple[dict[tuple[str, str], int], dict[Key, int]]:
     """The calls by loss and way, "fastloss" or why it was torch; and those of fastloss by their shapes."""
     calls = {way: _drawn(number) for way, number in _fallbacks.copy().items()}
-    computed = {key: _drawn(number) for key, number in _computed.copy().items()}
+    computed = {key: _drawn(number) - _forgotten.get(key, 0) for key, number in _computed.copy().items()}
     for (name, _, _, _), drawn in computed.items():
         calls[name, "fastloss"] = calls.get((name, "fastloss"), 0) + drawn
     return calls, computed
@@ -46,4 +48,4 @@ def read() -> tuple[dict[tuple[str, str], int], dict[Key, int]]:
 
 def forget(key: Key, number: int) -> None:
     """Takes back calls that were made to measure."""
-    _computed[key] = itertools.count(_drawn(_computed[key]) - number)
+    _forgotten[key] = _forgotten.get(key, 0) + number
