@@ -13,6 +13,7 @@ from fastloss.bench.calls import Call
 
 LONG = 0.1  # seconds: a call that does not mind in what state the one before left caches and waiting threads
 FEWEST = 3  # rounds
+QUIET = 10  # milliseconds without work, after which none is to come
 
 
 def take_turns(
@@ -86,11 +87,14 @@ def _busy() -> float | None:
 
 
 def _settle() -> None:
-    """Waits for threads that the last call left at work: XLA's go on for milliseconds, returning memory."""
-    for _ in range(100):
+    """Waits for threads that the last call left at work: XLA's go on for milliseconds, or begin again after a few,
+    returning memory."""
+    quiet = 0
+    for _ in range(200):
         before = process_time()
         sleep(0.001)
-        if process_time() - before < 0.0002:
+        quiet = quiet + 1 if process_time() - before < 0.0002 else 0
+        if quiet == QUIET:
             return
 
 
