@@ -397,6 +397,7 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
     const ptrdiff_t classes = task->call.classes, groups = (n + LANES - 1) / LANES;
     const ptrdiff_t padded = (vectors ? vectors : (classes + LANES - 1) / LANES) * LANES;
     const ptrdiff_t fetched = native ? LANES * classes : 0;
+    const bool fetches_grad = with_grad && native && !batch->streams;
     REAL stage[ROW_STAGE]; /* of logits that are converted, then of the exponentials */
     REAL m[LANES], z_y[ROW_GROUPS * LANES];
     V(vec) max[ROW_GROUPS], rest[ROW_GROUPS], distance[ROW_GROUPS], moment[ROW_GROUPS], ahead[ROW_GROUPS];
@@ -427,6 +428,9 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
                                   smooth ? &distances[r] : NULL, with_metrics ? &moments[r] : NULL,
                                   with_metrics ? &rank : NULL);
             aheads[r] = rank.ahead;
+            if (fetches_grad) /* the lines will be there when the groups are finished */
+                for (ptrdiff_t c = 0; c < padded; c += LANES)
+                    V(prefetch)((const REAL *)batch->grad[first + at] + c, true);
         }
         rest[group] = V(mul)(V(rows_sum)(sums), V(set)(SCALE_DOWN));
         distance[group] = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
