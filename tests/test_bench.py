@@ -295,6 +295,15 @@ def test_where_seconds_count_long_calls_take_part_in_three_rounds(clock):
     assert 1.5 <= 0.01 * order.count("a") + 0.2 * order.count("b") < 1.6
 
 
+def test_threads_that_begin_again_are_waited_for(monkeypatch):
+    busy = [0] * 3 + [1] * 2 + [0] * 100  # thousandths of a second of work in each
+    work = [0.0]
+    monkeypatch.setattr(timing, "process_time", lambda: work[0])
+    monkeypatch.setattr(timing, "sleep", lambda seconds: work.__setitem__(0, work[0] + seconds * busy.pop(0)))
+    timing._settle()
+    assert len(busy) == 100 - timing.QUIET
+
+
 def test_spread_is_the_distance_of_the_quartiles():
     assert timing.spread([1, 1, 1, 1]) == 0 and timing.spread([1, 2, 3, 4, 5]) == pytest.approx(2 / 3)
 

@@ -522,6 +522,7 @@ ROW_FORMS(rows_4, 4, true)
 static void V(block_rows)(const class_task *task, V(batch) * batch, bool with_metrics) {
     enum { GRAD, LOSS, METRICS, SMOOTH_GRAD, SMOOTH_LOSS };
     typedef void (*row_form)(const class_task *, V(batch) *, ptrdiff_t, ptrdiff_t);
+    /* 0: converted; 1: of any number of vectors; else of so many. */
     static const row_form forms[5][5] = {ROWS_CONVERTED, ROW_FORM_NAMES(rows_any), ROWS_2, ROWS_3, ROWS_4};
     const bool smooth = task->call.label_smoothing > 0, with_grad = task->call.grad.data != NULL;
     const ptrdiff_t vectors = (task->call.classes + LANES - 1) / LANES, most = ROW_STAGE / (vectors * LANES * LANES);

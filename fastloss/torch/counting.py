@@ -27,7 +27,7 @@ def count_computed(name: str, input: Any, needs_grad: bool) -> None:
 
 
 def _drawn(number: itertools.count[int]) -> int:
-    """How many numbers were drawn: the one that comes next."""
+    """How many numbers were drawn: the one that comes next, which only its text tells without drawing it."""
     return int(repr(number)[len("count(") : -1])
 
 
