@@ -1,6 +1,7 @@
 """`python -m fastloss bench`, and the measuring code that the other benchmarks share."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -282,10 +283,12 @@ def clock(monkeypatch):
 
 def test_calls_take_turns_for_some_rounds(clock):
     make, order = clock
-    times = timing.take_turns({"a": make("a", 0.001), "b": make("b", 0.2)}, rounds=4, sample=0.002)
-    assert times == {"a": [pytest.approx(0.001)] * 4, "b": [pytest.approx(0.2)] * 4}
-    # Estimates; then each round, a call that is not timed and two that are, but for the long one only the latter.
-    assert "".join(order) == "aaab" + "aaabb" + 3 * "aaab"
+    times = timing.take_turns({"a": make("a", 0.002), "b": make("b", 0.2)}, rounds=4, sample=0.004)
+    assert times == {"a": [pytest.approx(0.002)] * 4, "b": [pytest.approx(0.2)] * 4}
+    # Estimates; then each round, calls for WARM seconds that are not timed and two that are, but for the long one only
+    # the latter.
+    warm = math.ceil(timing.WARM / 0.002) * "a"
+    assert "".join(order) == "aaab" + warm + "aabb" + 3 * (warm + "aab")
 
 
 def test_where_seconds_count_long_calls_take_part_in_three_rounds(clock):

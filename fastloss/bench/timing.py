@@ -14,6 +14,7 @@ from fastloss.bench.calls import Call
 LONG = 0.1  # seconds: a call that does not mind in what state the one before left caches and waiting threads
 FEWEST = 3  # rounds
 QUIET = 10  # milliseconds without work, after which none is to come
+WARM = 0.005  # seconds of untimed calls: a processor that was idle takes milliseconds to reach its speed again
 
 
 def take_turns(
@@ -27,9 +28,9 @@ def take_turns(
     """The times of each call, in seconds: so many rounds, or for about so many seconds.
 
     They take turns, so that a slow phase of the machine meets them all. A call is repeated until it has taken `sample`
-    seconds, and made once untimed before, so that it does not find the caches, and threads that wait for work, as
-    another left them. Where seconds count, a call of more than a tenth of them takes part in the first three rounds
-    only.
+    seconds, and made untimed before, at least once and for WARM seconds, so that it does not find the caches, threads
+    that wait for work and the clock of the processor as another call or a pause left them. Where seconds count, a call
+    of more than a tenth of them takes part in the first three rounds only.
     """
     start = perf_counter()
     numbers = {name: max(1, round(sample / min(_times(call, 3)))) for name, call in calls.items()}
@@ -42,7 +43,7 @@ def take_turns(
                 continue
             _settle()
             if not before or before[0] < LONG:
-                call()
+                _warm_up(call)
             before.append(_time(call, numbers[name]))
         done += 1
         progress()
@@ -96,6 +97,13 @@ def _settle() -> None:
         quiet = quiet + 1 if process_time() - before < 0.0002 else 0
         if quiet == QUIET:
             return
+
+
+def _warm_up(call: Call) -> None:
+    start = perf_counter()
+    call()
+    while perf_counter() - start < WARM:
+        call()
 
 
 def _times(call: Call, most: int) -> list[float]:
