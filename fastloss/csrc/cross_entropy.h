@@ -50,19 +50,24 @@ static INLINE V(vec) V(focal_factors)(const class_task *task, V(vec) p, V(vec) n
     return f;
 }
 
+/* Whether V(finish) has more to do than without any option. */
+static INLINE bool V(has_options)(const class_task *task) {
+    return task->call.label_smoothing > 0 || task->call.z_loss > 0 || task->call.focal > 0;
+}
+
 /* rest is in units of e^m; distance_sum is the sum of m - z_c, where labels are smoothed. */
-static INLINE V(finished) V(finish)(const class_task *task, V(vec) m, V(vec) z_y, V(vec) rest, V(vec) distance_sum,
-                                    V(vec) a, V(vec) s, V(vec) g) {
-    const REAL smoothing = (REAL)task->call.label_smoothing;
-    const REAL u = (REAL)(task->call.label_smoothing / (double)task->call.classes);
-    const REAL z_loss = (REAL)task->call.z_loss;
+static INLINE V(finished) V(finish)(const class_task *task, bool options, V(vec) m, V(vec) z_y, V(vec) rest,
+                                    V(vec) distance_sum, V(vec) a, V(vec) s, V(vec) g) {
+    const REAL smoothing = options ? (REAL)task->call.label_smoothing : 0;
+    const REAL u = options ? (REAL)(task->call.label_smoothing / (double)task->call.classes) : 0;
+    const REAL z_loss = options ? (REAL)task->call.z_loss : 0;
     const V(vec) one = V(set)(1);
     const V(vec) e_y = V(exp)(V(sub)(z_y, m));
     const V(vec) inverse = V(div)(one, V(add)(rest, e_y));
     const V(vec) log_sum = V(log1p_inverse)(V(add)(rest, V(sub)(e_y, one)), inverse);
     const V(vec) nll = V(add)(V(sub)(m, z_y), log_sum);
     V(vec) part = a, total = a, extra = V(set)(0);
-    if (task->call.focal > 0) {
+    if (options && task->call.focal > 0) {
         V(vec) h;
         part = V(mul)(a, V(focal_factors)(task, V(mul)(e_y, inverse), V(mul)(rest, inverse), nll, &h));
         total = V(mul)(a, h);
@@ -79,10 +84,11 @@ static INLINE V(finished) V(finish)(const class_task *task, V(vec) m, V(vec) z_y
     }
     V(finished) f;
     f.loss = V(mul)(s, V(zero_times)(s, loss));
-    f.factor = V(mul)(V(mul)(g, V(add)(total, extra)), inverse);
-    const V(vec) pull = V(mul)(V(sub)(V(mul)(extra, e_y), V(mul)(total, rest)), inverse);
-    f.target_grad = V(mul)(g, V(add)(pull, V(set)(smoothing - u)));
-    f.shift = V(mul)(g, V(set)(u));
+    f.factor = V(mul)(V(mul)(g, options ? V(add)(total, extra) : total), inverse);
+    const V(vec) push = options ? V(mul)(extra, e_y) : V(set)(0);
+    const V(vec) pull = V(mul)(V(sub)(push, V(mul)(total, rest)), inverse);
+    f.target_grad = V(mul)(g, options ? V(add)(pull, V(set)(smoothing - u)) : pull);
+    f.shift = options ? V(mul)(g, V(set)(u)) : V(set)(0);
     f.log_sum = log_sum;
     f.inverse = inverse;
     return f;
@@ -260,7 +266,7 @@ static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i,
     const double unit = (ref == m ? 1 : exp((double)ref - m)) * SCALE_DOWN;
     const double distance_sum = smooth ? (double)classes * ((double)m - ref) - sum_x : 0;
     const V(finished) f =
-        V(finish)(task, V(set)(m), V(set)(z_y), V(set)((REAL)(rest * unit)), V(set)((REAL)distance_sum),
+        V(finish)(task, true, V(set)(m), V(set)(z_y), V(set)((REAL)(rest * unit)), V(set)((REAL)distance_sum),
                   V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
     batch->loss[i] = V(first_lane)(f.loss);
     if (!with_grad) return;
@@ -327,14 +333,67 @@ static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i
     const REAL m = V(hmax)(top);
     const double step = (double)ref - m, unit = (ref == m ? 1 : exp(step)) * SCALE_DOWN;
     const double distance = smooth ? (double)classes * ((double)m - ref) - sum_x : 0;
-    const V(finished) f = V(finish)(task, V(set)(m), V(set)(z_y), V(set)((REAL)(rest * unit)), V(set)((REAL)distance),
-                                    V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
+    const V(finished) f =
+        V(finish)(task, true, V(set)(m), V(set)(z_y), V(set)((REAL)(rest * unit)), V(set)((REAL)distance),
+                  V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
     V(finish_metrics)(&f, V(set)(m), V(set)(z_y), V(set)((REAL)(unit * (moment + (ref == m ? 0 : step * rest)))),
                       V(set)(ahead), lse, entropy, place);
     batch->loss[i] = V(first_lane)(f.loss);
     batch->lse[i] = lse[0];
     batch->entropy[i] = entropy[0];
     batch->ahead[i] = place[0];
+}
+
+/* ---- Vectors of targets, for whom sums are known --------------------------------------------------------------- */
+
+#undef LANE_VECTORS
+#undef LANE_TARGETS
+/* Targets are taken several vectors at a time, each step for all of them before the next: the steps of one vector wait
+ * for each other, and those of the others fill the time. */
+#define LANE_VECTORS 8
+#define LANE_TARGETS (LANE_VECTORS * LANES)
+
+/* What the passes over the classes find out for each vector. */
+typedef struct {
+    V(vec) max[LANE_VECTORS], z_y[LANE_VECTORS], rest[LANE_VECTORS], distance[LANE_VECTORS];
+    V(vec) moment[LANE_VECTORS], ahead[LANE_VECTORS];
+} V(lane_sums);
+
+/* Losses, by-products, and what the gradients need, of targets from number `first` of the batch on. */
+static INLINE void V(finish_vectors)(const class_task *task, const V(lane_sums) * sums, ptrdiff_t vectors,
+                                     V(batch) * batch, ptrdiff_t first, bool options, bool with_metrics,
+                                     V(finished) * f) {
+    for (ptrdiff_t v = 0; v < vectors; v++) {
+        const ptrdiff_t at = first + v * LANES;
+        f[v] = V(finish)(task, options, sums->max[v], sums->z_y[v], sums->rest[v], sums->distance[v],
+                         V(load)(batch->a + at), V(load)(batch->s + at), V(load)(batch->g + at));
+        V(store)(batch->loss + at, f[v].loss);
+        if (with_metrics)
+            V(finish_metrics)(&f[v], sums->max[v], sums->z_y[v], sums->moment[v], sums->ahead[v], batch->lse + at,
+                              batch->entropy + at, batch->ahead + at);
+        f[v].factor = V(mul)(f[v].factor, V(set)(SCALE_DOWN));
+    }
+}
+static LOOP void V(finish_plain)(const class_task *task, const V(lane_sums) * sums, ptrdiff_t vectors, V(batch) * batch,
+                                 ptrdiff_t first, V(finished) * f) {
+    V(finish_vectors)(task, sums, vectors, batch, first, false, false, f);
+}
+static LOOP void V(finish_optional)(const class_task *task, const V(lane_sums) * sums, ptrdiff_t vectors,
+                                    V(batch) * batch, ptrdiff_t first, V(finished) * f) {
+    V(finish_vectors)(task, sums, vectors, batch, first, true, false, f);
+}
+static LOOP void V(finish_measured)(const class_task *task, const V(lane_sums) * sums, ptrdiff_t vectors,
+                                    V(batch) * batch, ptrdiff_t first, V(finished) * f) {
+    V(finish_vectors)(task, sums, vectors, batch, first, true, true, f);
+}
+static INLINE void V(finish_all)(const class_task *task, const V(lane_sums) * sums, ptrdiff_t vectors, V(batch) * batch,
+                                 ptrdiff_t first, bool with_metrics, V(finished) * f) {
+    if (with_metrics)
+        V(finish_measured)(task, sums, vectors, batch, first, f);
+    else if (V(has_options)(task))
+        V(finish_optional)(task, sums, vectors, batch, first, f);
+    else
+        V(finish_plain)(task, sums, vectors, batch, first, f);
 }
 
 /* ---- Rows of one block: one vector finishes as many of them as it has lanes ------------------------------------- */
@@ -390,6 +449,13 @@ static INLINE void V(scale_row)(REAL *p, const REAL *e, ptrdiff_t classes, ptrdi
     V(store)(p + classes - LANES, V(fma)(V(load)(e + classes - LANES), f, minus));
 }
 
+/* Whether n rows of so many bytes lie behind each other. */
+static INLINE bool V(adjacent)(char *const row[], ptrdiff_t n, ptrdiff_t bytes) {
+    ptrdiff_t gaps = 0;
+    for (ptrdiff_t i = 1; i < n; i++) gaps |= row[i] - row[i - 1] - bytes;
+    return gaps == 0;
+}
+
 /* n rows of more than LANES classes, at most ROW_GROUPS * LANES, all in the stage. vectors: in a row, where the
  * compiler is to know it; else 0. */
 static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n, ptrdiff_t vectors,
@@ -400,7 +466,7 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
     const bool fetches_grad = with_grad && native && !batch->streams;
     REAL stage[ROW_STAGE]; /* of logits that are converted, then of the exponentials */
     REAL m[LANES], z_y[ROW_GROUPS * LANES];
-    V(vec) max[ROW_GROUPS], rest[ROW_GROUPS], distance[ROW_GROUPS], moment[ROW_GROUPS], ahead[ROW_GROUPS];
+    V(lane_sums) all;
     for (ptrdiff_t group = 0; group < groups; group++) {
         const ptrdiff_t count = n - group * LANES < LANES ? n - group * LANES : LANES;
         const REAL *z[LANES];
@@ -417,8 +483,8 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
                 sums[r] = V(load_block)(batch->z[i], task->call.logits.dtype, classes, -INFINITY, stage + at * padded);
             z_y[at] = z[r][y[r]];
         }
-        max[group] = V(rows_max)(sums);
-        V(store)(m, max[group]);
+        all.max[group] = V(rows_max)(sums);
+        V(store)(m, all.max[group]);
         for (ptrdiff_t r = count; r < LANES; r++) distances[r] = moments[r] = aheads[r] = V(set)(0);
         for (ptrdiff_t r = 0; r < count; r++) {
             const ptrdiff_t at = group * LANES + r;
@@ -432,30 +498,23 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
                 for (ptrdiff_t c = 0; c < padded; c += LANES)
                     V(prefetch)((const REAL *)batch->grad[first + at] + c, true);
         }
-        rest[group] = V(mul)(V(rows_sum)(sums), V(set)(SCALE_DOWN));
-        distance[group] = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
-        if (with_metrics) moment[group] = V(mul)(V(rows_sum)(moments), V(set)(SCALE_DOWN));
-        if (with_metrics) ahead[group] = V(rows_sum)(aheads);
+        all.z_y[group] = V(load)(z_y + group * LANES);
+        all.rest[group] = V(mul)(V(rows_sum)(sums), V(set)(SCALE_DOWN));
+        all.distance[group] = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
+        if (with_metrics) all.moment[group] = V(mul)(V(rows_sum)(moments), V(set)(SCALE_DOWN));
+        if (with_metrics) all.ahead[group] = V(rows_sum)(aheads);
     }
+    V(finished) f[ROW_GROUPS];
+    V(finish_all)(task, &all, groups, batch, first, with_metrics, f);
+    if (!with_grad) return;
     REAL factor[ROW_GROUPS * LANES], target_grad[ROW_GROUPS * LANES], shift[ROW_GROUPS * LANES];
     for (ptrdiff_t group = 0; group < groups; group++) {
-        const ptrdiff_t at = group * LANES, i = first + at;
-        const V(vec) z_target = V(load)(z_y + at);
-        const V(finished) f = V(finish)(task, max[group], z_target, rest[group], distance[group], V(load)(batch->a + i),
-                                        V(load)(batch->s + i), V(load)(batch->g + i));
-        V(store)(batch->loss + i, f.loss);
-        if (with_metrics)
-            V(finish_metrics)(&f, max[group], z_target, moment[group], ahead[group], batch->lse + i, batch->entropy + i,
-                              batch->ahead + i);
-        V(store)(factor + at, V(mul)(f.factor, V(set)(SCALE_DOWN)));
-        V(store)(target_grad + at, f.target_grad);
-        if (smooth) V(store)(shift + at, f.shift);
+        V(store)(factor + group * LANES, f[group].factor);
+        V(store)(target_grad + group * LANES, f[group].target_grad);
+        if (smooth) V(store)(shift + group * LANES, f[group].shift);
     }
-    if (!with_grad) return;
-    const ptrdiff_t row_bytes = classes * (ptrdiff_t)sizeof(REAL);
-    bool contiguous = native && batch->streams;
-    for (ptrdiff_t r = 1; r < n && contiguous; r++)
-        contiguous = batch->grad[first + r] - batch->grad[first + r - 1] == row_bytes;
+    const bool contiguous =
+        native && batch->streams && V(adjacent)(batch->grad + first, n, classes * (ptrdiff_t)sizeof(REAL));
     REAL rows[ROW_STAGE]; /* that are to be written past the caches */
     for (ptrdiff_t r = 0; r < n; r++) {
         const ptrdiff_t y = (ptrdiff_t)batch->y[first + r];
@@ -541,20 +600,15 @@ static void V(block_rows)(const class_task *task, V(batch) * batch, bool with_me
 
 /* ---- Targets in lanes: classes lie `stride` apart, neighbouring targets next to each other --------------------- */
 
-#undef LANE_VECTORS
-#undef LANE_TARGETS
 #undef CLASS_BLOCK
-/* Targets are taken several vectors at a time, each step for all of them before the next: the steps of one vector wait
- * for each other, and those of the others fill the time. Registers hold the sums of two vectors. */
-#define LANE_VECTORS 8
-#define LANE_TARGETS (LANE_VECTORS * LANES)
 /* Classes a lane adds up before the sum is flushed into double. */
 #define CLASS_BLOCK 256
 
+/* Targets of a batch from number `first` on. */
 typedef struct {
+    V(batch) * of;
+    ptrdiff_t first;
     V(index) y[LANE_TARGETS]; /* -1: ignored */
-    REAL a[LANE_TARGETS], s[LANE_TARGETS], g[LANE_TARGETS], loss[LANE_TARGETS];
-    REAL lse[LANE_TARGETS], entropy[LANE_TARGETS], ahead[LANE_TARGETS];
     bool any_ignored;
 } V(lane_batch);
 
@@ -565,12 +619,6 @@ typedef struct {
     REAL *grad;
     ptrdiff_t z_stride, grad_stride, classes, at, vectors, part;
 } V(lane_block);
-
-/* What the passes over the classes find out for each vector. */
-typedef struct {
-    V(vec) max[LANE_VECTORS], z_y[LANE_VECTORS], rest[LANE_VECTORS], distance[LANE_VECTORS];
-    V(vec) moment[LANE_VECTORS], ahead[LANE_VECTORS];
-} V(lane_sums);
 
 static INLINE V(vec) V(load_lanes)(const REAL *p, ptrdiff_t part) {
     return part ? V(load_part)(p, part, 0) : V(load)(p);
@@ -667,6 +715,13 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
     }
 }
 
+/* The gradient of class c from its exponentials. */
+static INLINE V(vec) V(lane_grad)(V(vec) e, const V(finished) * f, V(int) y, ptrdiff_t c, bool smooth) {
+    V(vec) value = V(mul)(e, f->factor);
+    if (smooth) value = V(sub)(value, f->shift);
+    return V(select)(V(int_eq)(y, V(int_set)((V(index))c)), f->target_grad, value);
+}
+
 /* The exponentials into the gradient. */
 static INLINE void V(lanes_scale)(const V(lane_block) * block, const V(lane_batch) * batch, const V(finished) * f,
                                   bool smooth, bool any_ignored) {
@@ -674,12 +729,10 @@ static INLINE void V(lanes_scale)(const V(lane_block) * block, const V(lane_batc
     for (ptrdiff_t v = 0; v < block->vectors; v++) {
         const V(int) y = V(int_load)(batch->y + block->at + v * LANES);
         const V(mask) ignored = V(int_eq)(y, V(int_set)(-1));
-        const V(vec) factor = f[v].factor, target_grad = f[v].target_grad, shift = f[v].shift;
+        const V(finished) its = f[v];
         REAL *p = block->grad + v * LANES;
         for (ptrdiff_t c = 0; c < classes; c++, p += stride) {
-            V(vec) value = V(mul)(V(load_lanes)(p, part), factor);
-            if (smooth) value = V(sub)(value, shift);
-            value = V(select)(V(int_eq)(y, V(int_set)((V(index))c)), target_grad, value);
+            V(vec) value = V(lane_grad)(V(load_lanes)(p, part), &its, y, c, smooth);
             if (any_ignored) value = V(zero_where)(ignored, value);
             V(store_lanes)(p, value, part);
         }
@@ -713,8 +766,9 @@ static LOOP void V(lanes_scale_plain)(const V(lane_block) * block, const V(lane_
     V(lanes_scale)(&whole, batch, f, false, false);
 }
 
+/* Losses, by-products, and what the gradient needs. */
 static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V(lane_batch) * batch, bool smooth,
-                          bool with_metrics) {
+                          bool with_metrics, V(finished) * f) {
     const bool pairs = block->vectors % 2 == 0 && !block->part, with_grad = block->grad != NULL;
     V(lane_sums) sums;
     REAL z_y[LANE_TARGETS];
@@ -734,19 +788,19 @@ static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V
         V(lanes_exp_kept)(block, batch, &sums);
     else
         V(lanes_exp_sums)(block, batch, &sums);
-    V(finished) f[LANE_VECTORS];
-    for (ptrdiff_t v = 0; v < block->vectors; v++) {
-        const ptrdiff_t from = block->at + v * LANES;
-        f[v] = V(finish)(task, sums.max[v], sums.z_y[v], sums.rest[v], sums.distance[v], V(load)(batch->a + from),
-                         V(load)(batch->s + from), V(load)(batch->g + from));
-        const V(mask) ignored = V(int_eq)(V(int_load)(batch->y + from), V(int_set)(-1));
-        V(store)(batch->loss + from, V(zero_where)(ignored, f[v].loss));
-        if (with_metrics)
-            V(finish_metrics)(&f[v], sums.max[v], sums.z_y[v], sums.moment[v], sums.ahead[v], batch->lse + from,
-                              batch->entropy + from, batch->ahead + from);
-        f[v].factor = V(mul)(f[v].factor, V(set)(SCALE_DOWN));
+    const ptrdiff_t first = batch->first + block->at;
+    V(finish_all)(task, &sums, block->vectors, batch->of, first, with_metrics, f);
+    for (ptrdiff_t v = 0; batch->any_ignored && v < block->vectors; v++) {
+        const V(mask) ignored = V(int_eq)(V(int_load)(batch->y + block->at + v * LANES), V(int_set)(-1));
+        V(store)(batch->of->loss + first + v * LANES, V(zero_where)(ignored, f[v].loss));
     }
-    if (!with_grad) return;
+}
+
+static LOOP void V(lanes_and_grad)(const class_task *task, const V(lane_block) * block, V(lane_batch) * batch,
+                                   bool smooth, bool with_metrics) {
+    V(finished) f[LANE_VECTORS];
+    V(lanes)(task, block, batch, smooth, with_metrics, f);
+    if (!block->grad) return;
     if (block->part || smooth || batch->any_ignored)
         V(lanes_scale)(block, batch, f, smooth, batch->any_ignored);
     else
@@ -755,60 +809,85 @@ static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V
 
 /* ---- Short rows: transposed into lanes and back ---------------------------------------------------------------- */
 
-/* Classes [c, c + n) of LANES rows, n <= LANES, to or from the first lanes of n vectors that lie LANE_TARGETS apart. */
-static INLINE void V(rows_to_lanes)(const REAL *const row[], ptrdiff_t c, ptrdiff_t n, REAL *tile) {
-    V(vec) v[LANES];
-    for (ptrdiff_t r = 0; r < LANES; r++) v[r] = n == LANES ? V(load)(row[r] + c) : V(load_part)(row[r] + c, n, 0);
-    V(transpose)(v);
-    for (ptrdiff_t k = 0; k < n; k++) V(store)(tile + (c + k) * LANE_TARGETS, v[k]);
-}
-static INLINE void V(lanes_to_rows)(const REAL *tile, ptrdiff_t c, ptrdiff_t n, REAL *const row[], ptrdiff_t rows) {
-    V(vec) v[LANES];
-    for (ptrdiff_t k = 0; k < LANES; k++) v[k] = V(load)(tile + (c + (k < n ? k : 0)) * LANE_TARGETS);
-    V(transpose)(v);
-    for (ptrdiff_t r = 0; r < rows; r++) n == LANES ? V(store)(row[r] + c, v[r]) : V(store_part)(row[r] + c, v[r], n);
+/* Where the LANES classes that are transposed together with class c begin: the last ones of a row overlap others rather
+ * than be a part of a vector. */
+static INLINE ptrdiff_t V(chunk)(ptrdiff_t classes, ptrdiff_t c) {
+    return classes < LANES || c + LANES <= classes ? c : classes - LANES;
 }
 
+/* LANES rows that lie behind each other to lanes; those of a class are LANE_TARGETS behind the class before. */
+static INLINE void V(rows_to_lanes)(const REAL *rows, ptrdiff_t classes, REAL *tile) {
+    for (ptrdiff_t c = 0; c < classes; c += LANES) {
+        const ptrdiff_t from = V(chunk)(classes, c), n = classes < LANES ? classes : LANES;
+        const REAL *p = rows + from;
+        V(vec) v[LANES];
+        for (ptrdiff_t r = 0; r < LANES; r++, p += classes) v[r] = n == LANES ? V(load)(p) : V(load_part)(p, n, 0);
+        V(transpose)(v);
+        for (ptrdiff_t k = c - from; k < n; k++) V(store)(tile + (from + k) * LANE_TARGETS, v[k]);
+    }
+}
+
+/* The gradients of LANES rows, whose exponentials are in lanes. */
+static INLINE void V(lanes_to_rows)(const REAL *tile, ptrdiff_t classes, const V(finished) * f, V(int) y, bool smooth,
+                                    REAL *rows) {
+    for (ptrdiff_t c = 0; c < classes; c += LANES) {
+        const ptrdiff_t from = V(chunk)(classes, c), n = classes < LANES ? classes : LANES;
+        V(vec) v[LANES];
+        for (ptrdiff_t k = 0; k < n; k++)
+            v[k] = V(lane_grad)(V(load)(tile + (from + k) * LANE_TARGETS), f, y, from + k, smooth);
+        for (ptrdiff_t k = n; k < LANES; k++) v[k] = v[0];
+        V(transpose)(v);
+        /* Row after row, so that what a vector holds past the end of its row is written over by the next. */
+        for (ptrdiff_t r = 0; r < LANES; r++) {
+            REAL *p = rows + r * classes + from;
+            n == LANES || r *classes + LANES <= LANES *classes ? V(store)(p, v[r]) : V(store_part)(p, v[r], n);
+        }
+    }
+}
+
+/* Rows of any type and distance behind each other, the first one again where there are no more; and back. `packed` has
+ * room for another vector. */
+static LOOP void V(pack_rows)(const class_task *task, char *const row[], ptrdiff_t n, ptrdiff_t padded, REAL *packed) {
+    const ptrdiff_t classes = task->call.classes;
+    for (ptrdiff_t i = 0; i < padded; i++)
+        V(load_block)(row[i < n ? i : 0], task->call.logits.dtype, classes, 0, packed + i * classes);
+}
+static LOOP void V(unpack_rows)(const class_task *task, const REAL *packed, ptrdiff_t n, char *const row[]) {
+    const ptrdiff_t classes = task->call.classes;
+    for (ptrdiff_t i = 0; i < n; i++) V(store_block)(row[i], task->call.grad.dtype, classes, packed + i * classes);
+}
+
+/* n rows, at most LANE_TARGETS. */
 static INLINE void V(short_rows)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n,
                                  ptrdiff_t classes, bool native, bool smooth, bool with_grad, bool with_metrics) {
-    REAL tile[SHORT_ROW * LANE_TARGETS], converted[LANES][SHORT_ROW + LANES];
-    V(lane_batch) lanes;
-    lanes.any_ignored = false;
+    REAL tile[SHORT_ROW * LANE_TARGETS], packed[SHORT_ROW * LANE_TARGETS + LANES];
     const ptrdiff_t padded = (n + 2 * LANES - 1) / (2 * LANES) * (2 * LANES);
-    for (ptrdiff_t from = 0; from < padded; from += LANES) {
-        const REAL *row[LANES];
-        for (ptrdiff_t r = 0; r < LANES; r++) {
-            const ptrdiff_t i = first + (from + r < n ? from + r : 0);
-            if (!native) V(load_block)(batch->z[i], task->call.logits.dtype, classes, 0, converted[r]);
-            row[r] = native ? (const REAL *)batch->z[i] : converted[r];
-            lanes.y[from + r] = (V(index))batch->y[i];
-        }
-        for (ptrdiff_t c = 0; c < classes; c += LANES)
-            V(rows_to_lanes)(row, c, classes - c < LANES ? classes - c : LANES, tile + from);
-        /* The factors of the lanes past the last row are those that lie there: any will do. */
-        V(store)(lanes.a + from, V(load)(batch->a + first + from));
-        V(store)(lanes.s + from, V(load)(batch->s + first + from));
-        V(store)(lanes.g + from, V(load)(batch->g + first + from));
+    const ptrdiff_t bytes = classes * (ptrdiff_t)sizeof(REAL);
+    const bool whole = native && n == padded;
+    const REAL *rows = (const REAL *)batch->z[first];
+    if (!whole || !V(adjacent)(batch->z + first, n, bytes)) {
+        V(pack_rows)(task, batch->z + first, n, padded, packed);
+        rows = packed;
     }
+    V(lane_batch) lanes;
+    lanes.of = batch;
+    lanes.first = first;
+    lanes.any_ignored = false;
+    for (ptrdiff_t i = 0; i < n; i++) lanes.y[i] = (V(index))batch->y[first + i];
+    for (ptrdiff_t i = n; i < padded; i++) lanes.y[i] = (V(index))batch->y[first];
+    for (ptrdiff_t from = 0; from < padded; from += LANES)
+        V(rows_to_lanes)(rows + from * classes, classes, tile + from);
     const V(lane_block)
         block = {tile, with_grad ? tile : NULL, LANE_TARGETS, LANE_TARGETS, classes, 0, padded / LANES, 0};
-    V(lanes)(task, &block, &lanes, smooth, with_metrics);
-    for (ptrdiff_t from = 0; from < n; from += LANES) {
-        const ptrdiff_t rows = n - from < LANES ? n - from : LANES;
-        V(store)(batch->loss + first + from, V(load)(lanes.loss + from));
-        if (with_metrics) {
-            V(store)(batch->lse + first + from, V(load)(lanes.lse + from));
-            V(store)(batch->entropy + first + from, V(load)(lanes.entropy + from));
-            V(store)(batch->ahead + first + from, V(load)(lanes.ahead + from));
-        }
-        if (!with_grad) continue;
-        REAL *row[LANES];
-        for (ptrdiff_t r = 0; r < rows; r++) row[r] = native ? (REAL *)batch->grad[first + from + r] : converted[r];
-        for (ptrdiff_t c = 0; c < classes; c += LANES)
-            V(lanes_to_rows)(tile + from, c, classes - c < LANES ? classes - c : LANES, row, rows);
-        for (ptrdiff_t r = 0; !native && r < rows; r++)
-            V(store_block)(batch->grad[first + from + r], task->call.grad.dtype, classes, row[r]);
-    }
+    V(finished) f[LANE_VECTORS];
+    V(lanes)(task, &block, &lanes, smooth, with_metrics, f);
+    if (!with_grad) return;
+    const bool direct = whole && V(adjacent)(batch->grad + first, n, bytes);
+    REAL *out = direct ? (REAL *)batch->grad[first] : packed;
+    for (ptrdiff_t from = 0; from < padded; from += LANES)
+        V(lanes_to_rows)(tile + from, classes, &f[from / LANES], V(int_load)(lanes.y + from), smooth,
+                         out + from * classes);
+    if (!direct) V(unpack_rows)(task, packed, n, batch->grad + first);
 }
 
 static INLINE void V(index_rows_as)(const class_task *task, V(batch) * batch, bool native, bool smooth,
@@ -897,13 +976,13 @@ static void V(index_lanes)(const class_task *task, const REAL *z, ptrdiff_t z_st
     const bool smooth = task->call.label_smoothing > 0, with_metrics = task->call.metrics != NULL;
     const ptrdiff_t pairs = n / (2 * LANES) * (2 * LANES);
     V(lane_block) block = {z, grad, z_stride, grad_stride, task->call.classes, 0, pairs / LANES, 0};
-    if (pairs > 0) V(lanes)(task, &block, batch, smooth, with_metrics);
+    if (pairs > 0) V(lanes_and_grad)(task, &block, batch, smooth, with_metrics);
     for (ptrdiff_t i = pairs; i < n; i += LANES) {
         block.z = z + i;
         block.grad = grad ? grad + i : NULL;
         block.at = i;
         block.vectors = 1;
         block.part = n - i < LANES ? n - i : 0;
-        V(lanes)(task, &block, batch, smooth, with_metrics);
+        V(lanes_and_grad)(task, &block, batch, smooth, with_metrics);
     }
 }

@@ -264,14 +264,16 @@ static void V(any_row)(const class_task *task, V(batch) * batch, ptrdiff_t i) {
 /* Up to one vector of neighbouring targets, whose classes lie a stride apart; `n` of them. */
 static void V(any_lanes)(const class_task *task, const char *z, ptrdiff_t z_stride, int z_dtype, char *out,
                          ptrdiff_t out_stride, int out_dtype, const REAL *probs, ptrdiff_t probs_stride,
-                         V(lane_batch) * batch, ptrdiff_t first, ptrdiff_t n) {
+                         V(lane_batch) * targets, ptrdiff_t first, ptrdiff_t n) {
+    V(batch) *batch = targets->of;
+    const ptrdiff_t at = targets->first + first;
     const fl_class_call *call = &task->call;
     const ptrdiff_t classes = call->classes;
     const REAL *weight = call->weight;
     const bool weighted = probs || call->label_smoothing > 0, focal = task->kind == 0 && call->focal > 0;
     const V(vec) zero = V(set)(0);
-    const V(int) y = V(int_load)(batch->y + first);
-    const V(vec) a_y = V(load)(batch->a + first);
+    const V(int) y = V(int_load)(targets->y + first);
+    const V(vec) a_y = V(load)(batch->a + at);
 #define LOGITS(c)                                                                                           \
     (n < LANES ? V(load_part_as)(z + (c) * z_stride, z_dtype, n) : V(load_as)(z + (c) * z_stride, z_dtype))
 #define CLASS_WEIGHTS(c)                                                                     \
@@ -331,18 +333,18 @@ static void V(any_lanes)(const class_task *task, const char *z, ptrdiff_t z_stri
     V(store)(lanes[3], V(acc_lanes)(distance));
     V(store)(lanes[4], V(mul)(V(acc_lanes)(entropy), V(set)(SCALE_DOWN)));
     for (ptrdiff_t k = 0; k < LANES; k++) {
-        const bool counts = batch->y[first + k] != -1;
+        const bool counts = targets->y[first + k] != -1;
         const V(row_result) r =
             V(finish_row)(task, m[k], (double)lanes[0][k] + ((double)lanes[1][k] - 1), lanes[2][k], lanes[3][k],
-                          lanes[4][k], batch->s[first + k], batch->g[first + k], &batch->loss[first + k]);
-        if (!counts) batch->loss[first + k] = 0;
+                          lanes[4][k], batch->s[at + k], batch->g[at + k], &batch->loss[at + k]);
+        if (!counts) batch->loss[at + k] = 0;
         factor[k] = r.factor;
         top[k] = r.at_max;
         a_total[k] = r.total;
         log_sum[k] = r.log_sum;
     }
     if (!out) return;
-    const V(vec) g = V(load)(batch->g + first);
+    const V(vec) g = V(load)(batch->g + at);
     const V(mask) ignored = V(int_eq)(y, V(int_set)(-1));
     for (ptrdiff_t c = 0; c < classes; c++) {
         const V(vec) value = V(capped)(task, LOGITS(c), &slope);

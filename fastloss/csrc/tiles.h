@@ -63,6 +63,8 @@ static void V(any_short_rows)(const class_task *task, V(batch) * batch) {
         REAL tile[SHORT_ROW * LANES], probs[SHORT_ROW * LANES], row[SHORT_ROW + LANES];
         const ptrdiff_t n = batch->count - first < LANES ? batch->count - first : LANES;
         V(lane_batch) lanes;
+        lanes.of = batch;
+        lanes.first = first;
         for (ptrdiff_t r = 0; r < LANES; r++) {
             const ptrdiff_t i = first + (r < n ? r : 0);
             V(load_block)(batch->z[i], call->logits.dtype, classes, 0, row);
@@ -70,15 +72,11 @@ static void V(any_short_rows)(const class_task *task, V(batch) * batch) {
             const REAL *probs_row = (const REAL *)batch->probs[i];
             for (ptrdiff_t c = 0; probs_row && c < classes; c++) probs[c * LANES + r] = probs_row[c];
             lanes.y[r] = (V(index))batch->y[i];
-            lanes.a[r] = batch->a[i];
-            lanes.s[r] = batch->s[i];
-            lanes.g[r] = batch->g[i];
         }
         const ptrdiff_t stride = LANES * (ptrdiff_t)sizeof(REAL);
         V(any_lanes)(task, (const char *)tile, stride, NATIVE, batch->grad[first] ? (char *)tile : NULL, stride, NATIVE,
                      batch->probs[first] ? probs : NULL, LANES, &lanes, 0, LANES);
         for (ptrdiff_t r = 0; r < n; r++) {
-            batch->loss[first + r] = lanes.loss[r];
             if (!batch->grad[first + r]) continue;
             for (ptrdiff_t c = 0; c < classes; c++) row[c] = tile[c * LANES + r];
             V(store_block)(batch->grad[first + r], call->grad.dtype, classes, row);
@@ -210,7 +208,10 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
     const ptrdiff_t z_stride = staged ? LANE_TARGETS * real : in_stride;
     const ptrdiff_t grad_stride = staged ? LANE_TARGETS * real : out_stride;
     double sums[4] = {0, 0, 0, 0}; /* of every fourth target: the same however the steps are cut */
-    V(lane_batch) batch;
+    V(batch) batch;
+    V(lane_batch) lanes;
+    lanes.of = &batch;
+    lanes.first = 0;
     for (ptrdiff_t i = 0; i < LANE_TARGETS; i++)
         V(target_factors)(task, 0, call->target && same_factors ? 0 : NO_INDEX, &batch.a[i], &batch.s[i], &batch.g[i]);
     for (ptrdiff_t from = first, n; from < end; from += n) {
@@ -230,30 +231,30 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
         if (!V(target_classes)(task, row, n, y)) return FL_ERROR_INDEX;
         ptrdiff_t ignored = 0;
         for (ptrdiff_t i = 0; i < n; i++) ignored += y[i] == -1;
-        batch.any_ignored = ignored > 0;
-        for (ptrdiff_t i = 0; i < n; i++) batch.y[i] = (V(index))y[i];
+        lanes.any_ignored = ignored > 0;
+        for (ptrdiff_t i = 0; i < n; i++) lanes.y[i] = (V(index))y[i];
         for (ptrdiff_t i = 0; i < n && !same_factors; i++)
             V(target_factors)(task, row + i, (ptrdiff_t)y[i], &batch.a[i], &batch.s[i], &batch.g[i]);
         for (ptrdiff_t i = n; i < LANE_TARGETS; i++) {
-            batch.y[i] = -1;
+            lanes.y[i] = -1;
             if (!same_factors) batch.a[i] = batch.s[i] = batch.g[i] = 0; /* those of all stay for the next step */
         }
         const char *z_at = staged ? (const char *)stage : z;
         char *grad_at = !grad ? NULL : staged ? (char *)stage : grad;
         if (plain)
-            V(index_lanes)(task, (const REAL *)z_at, z_stride / real, (REAL *)grad_at, grad_stride / real, &batch,
+            V(index_lanes)(task, (const REAL *)z_at, z_stride / real, (REAL *)grad_at, grad_stride / real, &lanes,
                            staged ? n + (-n & (LANES - 1)) : n);
         for (ptrdiff_t i = 0; !plain && i < n; i += LANES)
             V(any_lanes)(task, z_at + i * (staged ? real : in_size), z_stride, z_dtype,
                          grad ? grad_at + i * (staged ? real : out_size) : NULL, grad_stride, grad_dtype,
-                         probs ? probs + from + i : NULL, call->target_probs.class_stride, &batch, i,
+                         probs ? probs + from + i : NULL, call->target_probs.class_stride, &lanes, i,
                          n - i < LANES ? n - i : LANES);
         for (ptrdiff_t i = 0; i < n; i++) sums[(from - first + i) % 4] += (double)batch.loss[i];
         if (losses) memcpy(losses + row, batch.loss, (size_t)n * sizeof *losses);
         ptrdiff_t counted = 0;
         for (ptrdiff_t i = 0; metrics && i < n; i++) {
-            if (call->lse) ((REAL *)call->lse)[row + i] = batch.y[i] < 0 ? 0 : batch.lse[i];
-            if (batch.y[i] < 0) continue;
+            if (call->lse) ((REAL *)call->lse)[row + i] = lanes.y[i] < 0 ? 0 : batch.lse[i];
+            if (lanes.y[i] < 0) continue;
             batch.entropy[counted] = batch.entropy[i];
             batch.ahead[counted++] = batch.ahead[i];
         }
