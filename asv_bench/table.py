@@ -40,6 +40,7 @@ ASKED_SKLEARN = {"65536 x 100": 12}
 LARGE = ("1024 x 32000", "256 x 128256")
 
 Times = dict[str, dict[str, float]]  # of a group of calls that took turns, by its name, by the call's
+Figure = tuple[str, str, float, float, bool]  # what, unit, asked, reached, whether asked is the least or the most
 
 
 # ---- In the process of a number of threads --------------------------------------------------------------------------
@@ -123,9 +124,9 @@ def in_own_process(threads: int, isa: str | None, arguments: argparse.Namespace)
 # ---- Asked and reached ----------------------------------------------------------------------------------------------
 
 
-def figures(times: Times, threads: int) -> list[tuple[str, str, float, float, bool]]:
-    """(what, unit, asked, reached, whether that is the least rather than the most) of all that was measured."""
-    rows = []
+def figures(times: Times, threads: int) -> list[Figure]:
+    """All that was measured."""
+    rows: list[Figure] = []
 
     def add(group: str, what: str, unit: str, asked: float, call: str, other: str, factor: float = 1) -> None:
         """Compares the times of two calls: `call` in units of `other`, or of microseconds."""
@@ -153,15 +154,15 @@ def figures(times: Times, threads: int) -> list[tuple[str, str, float, float, bo
     return rows
 
 
-def print_figures(isa: str, runs: dict[int, Times]) -> None:
-    print(f"\n{isa}\n{'threads':>7}  {'what':<30}{'':<16}{'asked':>11}{'reached':>10}")
+def print_figures(title: str, rows: list[tuple[int, Figure]]) -> None:
+    """Figures, each with its number of threads."""
+    print(f"\n{title}\n{'threads':>7}  {'what':<30}{'':<16}{'asked':>11}{'reached':>10}")
     missed = 0
-    for threads, times in runs.items():
-        for what, unit, asked, reached, least in figures(times, threads):
-            met = reached >= asked if least else reached <= asked
-            missed += not met
-            sign = ">=" if least else "<="
-            print(f"{threads:>7}  {what:<30}{unit:<16}{sign:>4}{asked:>7g}{reached:>10.2f}{'' if met else '  missed'}")
+    for threads, (what, unit, asked, reached, least) in rows:
+        met = reached >= asked if least else reached <= asked
+        missed += not met
+        sign = ">=" if least else "<="
+        print(f"{threads:>7}  {what:<30}{unit:<16}{sign:>4}{asked:>7g}{reached:>10.2f}{'' if met else '  missed'}")
     print(f"{missed} missed" if missed else "all met")
 
 
@@ -185,7 +186,7 @@ def main() -> None:
         measured = {threads: in_own_process(threads, isa, arguments) for threads in THREADS}
         runs = {threads: result["times"] for threads, result in measured.items()}
         name = measured[THREADS[0]]["isa"]
-        print_figures(name, runs)
+        print_figures(name, [(threads, row) for threads, times in runs.items() for row in figures(times, threads)])
         everything[name] = runs
     if arguments.json:
         known = {"machine": machine.machine(), "versions": machine.versions()}
