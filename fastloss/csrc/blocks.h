@@ -38,28 +38,45 @@ static INLINE V(int) V(lane_numbers)(void) {
     return V(int_load)(numbers);
 }
 
-/* One vector of V(exp_part): at most LANES elements, in full vectors all of them. */
-static INLINE V(vec) V(exp_step)(V(vec) x, REAL *e, ptrdiff_t n, bool has_target, ptrdiff_t y) {
-    const V(vec) value = V(exp_scaled)(x);
+/* One vector of V(exp_part): at most LANES elements, in full vectors all of them. With `moment`, what is returned times
+ * x is added to it; where that is 0, x is finite. */
+static INLINE V(vec) V(exp_step)(V(vec) x, REAL *e, ptrdiff_t n, bool has_target, ptrdiff_t y, V(vec) * moment) {
+    const V(vec) floored = V(exp_floor)(x, EXP_SCALE_BITS);
+    V(vec) value = V(exp_floored)(floored);
     if (e) n == LANES ? V(store)(e, value) : V(store_part)(e, value, n);
-    return has_target ? V(zero_where)(V(int_eq)(V(lane_numbers)(), V(int_set)((V(index))y)), value) : value;
+    if (has_target) value = V(zero_where)(V(int_eq)(V(lane_numbers)(), V(int_set)((V(index))y)), value);
+    if (moment) *moment = V(fma)(value, floored, *moment);
+    return value;
 }
 
-/* e^x 2^EXP_SCALE_BITS times x: the bound is that of the exponential, which is 0 there. */
-static INLINE V(vec) V(add_moment)(V(vec) x, V(vec) e, V(vec) sum) {
-    return V(fma)(e, V(max)(V(set)((REAL)(-(EXP_BIAS + EXP_SCALE_BITS)) / EXP_PER_LN2), x), sum);
-}
-
-/* The target's logit, the next smaller number, and how many classes rank in front of it. */
+/* How many classes rank in front of the target: those above its logit, and of equal ones those of earlier classes. A
+ * logit counts that is above its vector's limits: in the vectors before the target's, in that itself, and behind it. */
 typedef struct {
-    V(vec) at, below, ahead;
+    V(vec) limits[3], ahead;
 } V(ranking);
 
-/* One vector, in which the target is lane y, or outside. Equal logits of earlier classes rank in front. */
+/* The next smaller number, but for -inf: what is above it is at or above x. */
+static INLINE V(vec) V(below)(V(vec) x) {
+    const V(vec) zero = V(set)(0);
+    const V(vec) step = V(select)(V(lt)(zero, x), V(from_bits)(V(int_set)(-1)), V(from_bits)(V(int_set)(1)));
+    const V(vec) next = V(from_bits)(V(int_add)(V(bits)(x), V(bits)(step)));
+    return V(select)(V(eq)(x, zero), V(from_bits)(V(int_add)(V(bits)(V(set)((REAL)-0.0)), V(int_set)(1))),
+                     V(select)(V(lt)(x, V(set)(REAL_LOWEST)), x, next));
+}
+
+/* For the target y, whose logit is z_y, and `below` the next smaller number. */
+static INLINE void V(start_ranking)(V(ranking) * rank, ptrdiff_t y, REAL z_y, REAL below) {
+    static const REAL earlier[32] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    rank->limits[0] = V(set)(below);
+    rank->limits[2] = V(set)(z_y);
+    const V(mask) is_later = V(eq)(V(load)(earlier + 16 - y % LANES), V(set)(0));
+    rank->limits[1] = V(select)(is_later, rank->limits[2], rank->limits[0]);
+    rank->ahead = V(set)(0);
+}
+
+/* One vector, in which the target is lane y, or outside. */
 static INLINE void V(rank_step)(V(ranking) * rank, V(vec) z, ptrdiff_t y) {
-    static const REAL numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const V(vec) limit = V(select)(V(lt)(V(load)(numbers), V(set)((REAL)y)), rank->below, rank->at);
-    rank->ahead = V(count_where)(V(lt)(limit, z), rank->ahead);
+    rank->ahead = V(count_where)(V(lt)(rank->limits[(y < LANES) + (y < 0)], z), rank->ahead);
 }
 
 /* Scaled exponentials of z - ref, kept in e unless that is NULL. Returns their sums per lane, with has_target without
@@ -82,31 +99,25 @@ static INLINE V(vec)
             if (fetched) V(prefetch)(z + i + LANES + fetched, false);
             if (fetch_e) V(prefetch)(e + i + LANES + fetched, true);
         }
-        const V(vec) e0 = V(exp_step)(x0, e ? e + i : NULL, LANES, has_target, y - i);
-        const V(vec) e1 = V(exp_step)(x1, e ? e + i + LANES : NULL, LANES, has_target, y - i - LANES);
-        sum0 = V(add)(sum0, e0);
-        sum1 = V(add)(sum1, e1);
+        V(vec) *m0 = moment ? &moment0 : NULL, *m1 = moment ? &moment1 : NULL;
+        sum0 = V(add)(sum0, V(exp_step)(x0, e ? e + i : NULL, LANES, has_target, y - i, m0));
+        sum1 = V(add)(sum1, V(exp_step)(x1, e ? e + i + LANES : NULL, LANES, has_target, y - i - LANES, m1));
         if (sum_x) xs = V(add)(xs, V(add)(x0, x1));
-        if (moment) moment0 = V(add_moment)(x0, e0, moment0);
-        if (moment) moment1 = V(add_moment)(x1, e1, moment1);
         if (rank) V(rank_step)(rank, z0, y - i);
         if (rank) V(rank_step)(rank, z1, y - i - LANES);
     }
     if (i + LANES <= n) {
         const V(vec) z0 = V(load)(z + i), x = V(sub)(z0, r);
-        const V(vec) e0 = V(exp_step)(x, e ? e + i : NULL, LANES, has_target, y - i);
-        sum0 = V(add)(sum0, e0);
+        sum0 = V(add)(sum0, V(exp_step)(x, e ? e + i : NULL, LANES, has_target, y - i, moment ? &moment0 : NULL));
         if (sum_x) xs = V(add)(xs, x);
-        if (moment) moment0 = V(add_moment)(x, e0, moment0);
         if (rank) V(rank_step)(rank, z0, y - i);
         i += LANES;
     }
     if (i < n) {
         const V(vec) z1 = V(load_part)(z + i, n - i, -INFINITY), x = V(sub)(z1, r);
         if (sum_x) xs = V(add)(xs, V(sub)(V(load_part)(z + i, n - i, ref), r)); /* before e replaces z */
-        const V(vec) e1 = V(exp_step)(x, e ? e + i : NULL, padded ? LANES : n - i, has_target, y - i);
-        sum1 = V(add)(sum1, e1);
-        if (moment) moment1 = V(add_moment)(x, e1, moment1);
+        V(vec) *m1 = moment ? &moment1 : NULL;
+        sum1 = V(add)(sum1, V(exp_step)(x, e ? e + i : NULL, padded ? LANES : n - i, has_target, y - i, m1));
         if (rank) V(rank_step)(rank, z1, y - i);
     }
     if (sum_x) *sum_x = V(add)(*sum_x, xs);

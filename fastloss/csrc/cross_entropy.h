@@ -99,25 +99,20 @@ static INLINE V(finished) V(finish)(const class_task *task, bool options, V(vec)
 
 /* ---- By-products: how many classes rank in front of the target, and the entropy -------------------------------- */
 
-/* The next smaller number, but for -inf: what is above it is at or above x. */
-static INLINE V(vec) V(below)(V(vec) x) {
-    const V(vec) zero = V(set)(0);
-    const V(vec) step = V(select)(V(lt)(zero, x), V(from_bits)(V(int_set)(-1)), V(from_bits)(V(int_set)(1)));
-    const V(vec) next = V(from_bits)(V(int_add)(V(bits)(x), V(bits)(step)));
-    return V(select)(V(eq)(x, zero), V(from_bits)(V(int_add)(V(bits)(V(set)((REAL)-0.0)), V(int_set)(1))),
-                     V(select)(V(lt)(x, V(set)(REAL_LOWEST)), x, next));
-}
-
 /* How many of n logits rank in front of number y, whose logit is z_y: those above it, and equal ones of earlier
- * classes. y may be outside. */
-static LOOP REAL V(count_ahead)(const REAL *z, ptrdiff_t n, ptrdiff_t y, REAL z_y) {
-    const V(vec) at = V(set)(z_y);
-    const ptrdiff_t before = y < 0 ? 0 : y < n ? y : n, after = y < 0 ? 0 : y + 1;
-    V(vec) count = V(count_above)(z, before, V(below)(at), V(set)(0));
-    if (after < n) count = V(count_above)(z + after, n - after, at, count);
-    V(acc) acc = V(acc_zero)();
-    V(acc_add)(&acc, count);
-    return (REAL)V(acc_sum)(acc);
+ * classes. y may be outside. Counts no further than to `enough`. */
+static LOOP REAL V(count_ahead)(const REAL *z, ptrdiff_t n, ptrdiff_t y, REAL z_y, REAL enough) {
+    const V(vec) at = V(set)(z_y), below = V(below)(at);
+    const ptrdiff_t before = y < 0 ? 0 : y < n ? y : n, step = 8 * LANES;
+    REAL total = 0;
+    for (ptrdiff_t c = 0; c < n && total < enough; c += step) {
+        const ptrdiff_t end = c + step < n ? c + step : n, first = before > c ? before < end ? before : end : c;
+        V(acc) acc = V(acc_zero)();
+        V(acc_add)(&acc, V(count_above)(z + c, first - c, below, V(set)(0)));
+        V(acc_add)(&acc, V(count_above)(z + first, end - first, at, V(set)(0)));
+        total += (REAL)V(acc_sum)(acc);
+    }
+    return total;
 }
 
 /* From so many on, it does not matter how many rank in front. */
@@ -132,7 +127,7 @@ static INLINE REAL V(most_ahead)(const class_task *task) {
  * probability 0 ranks behind all classes, and one without a softmax nowhere: its place is NaN. */
 static INLINE void V(finish_metrics)(const V(finished) * f, V(vec) m, V(vec) z_y, V(vec) moment, V(vec) ahead,
                                      REAL *lse, REAL *entropy, REAL *place) {
-    const V(vec) gap = V(sub)(z_y, m), own = V(add_moment)(gap, V(exp_scaled)(gap), V(set)(0));
+    const V(vec) gap = V(exp_floor)(V(sub)(z_y, m), EXP_SCALE_BITS), own = V(mul)(gap, V(exp_floored)(gap));
     const V(vec) all = V(add)(m, f->log_sum);
     V(store)(lse, all);
     V(store)(entropy, V(fnma)(V(fma)(own, V(set)(SCALE_DOWN), moment), f->inverse, f->log_sum));
@@ -322,7 +317,7 @@ static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i
             sum = V(exp_block)(p, NULL, n, ref, y - c, fetched, false, smooth ? &x_sum : NULL, &one_moment);
         else
             sum = V(exp_moments)(p, n, ref, fetched, &one_moment);
-        if (ahead < most && V(any)(V(lt)(below, max))) ahead += V(count_ahead)(p, n, y - c, z_y);
+        if (ahead < most && V(any)(V(lt)(below, max))) ahead += V(count_ahead)(p, n, y - c, z_y, most - ahead);
         V(acc_add)(&rests, sum);
         V(acc_add)(&moments, one_moment);
         if (smooth) V(acc_add)(&x_sums, x_sum);
@@ -384,16 +379,18 @@ static LOOP void V(finish_optional)(const class_task *task, const V(lane_sums) *
 }
 static LOOP void V(finish_measured)(const class_task *task, const V(lane_sums) * sums, ptrdiff_t vectors,
                                     V(batch) * batch, ptrdiff_t first, V(finished) * f) {
+    V(finish_vectors)(task, sums, vectors, batch, first, false, true, f);
+}
+static LOOP void V(finish_both)(const class_task *task, const V(lane_sums) * sums, ptrdiff_t vectors, V(batch) * batch,
+                                ptrdiff_t first, V(finished) * f) {
     V(finish_vectors)(task, sums, vectors, batch, first, true, true, f);
 }
 static INLINE void V(finish_all)(const class_task *task, const V(lane_sums) * sums, ptrdiff_t vectors, V(batch) * batch,
                                  ptrdiff_t first, bool with_metrics, V(finished) * f) {
     if (with_metrics)
-        V(finish_measured)(task, sums, vectors, batch, first, f);
-    else if (V(has_options)(task))
-        V(finish_optional)(task, sums, vectors, batch, first, f);
+        (V(has_options)(task) ? V(finish_both) : V(finish_measured))(task, sums, vectors, batch, first, f);
     else
-        V(finish_plain)(task, sums, vectors, batch, first, f);
+        (V(has_options)(task) ? V(finish_optional) : V(finish_plain))(task, sums, vectors, batch, first, f);
 }
 
 /* ---- Rows of one block: one vector finishes as many of them as it has lanes ------------------------------------- */
@@ -432,10 +429,10 @@ static INLINE V(vec) V(row_exps)(const REAL *z, REAL *e, ptrdiff_t classes, ptrd
     for (ptrdiff_t v = 0; v < vectors; v++) {
         V(prefetch)(z + fetched + v * LANES, false);
         const V(vec) value = V(row_vector)(z, classes, v, vectors, -INFINITY), x = V(sub)(value, V(set)(ref));
-        const V(vec) part = V(exp_step)(x, e ? e + v * LANES : NULL, LANES, true, y - v * LANES);
+        V(vec) *m = moment ? &moments[v % 2] : NULL;
+        const V(vec) part = V(exp_step)(x, e ? e + v * LANES : NULL, LANES, true, y - v * LANES, m);
         sums[v % 2] = v < 2 ? part : V(add)(sums[v % 2], part);
         if (sum_x) *sum_x = V(add)(*sum_x, V(sub)(V(row_vector)(z, classes, v, vectors, ref), V(set)(ref)));
-        if (moment) moments[v % 2] = V(add_moment)(x, part, moments[v % 2]);
         if (rank) V(rank_step)(rank, value, y - v * LANES);
     }
     if (moment) *moment = V(add)(moments[0], moments[1]);
@@ -465,7 +462,7 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
     const ptrdiff_t fetched = native ? LANES * classes : 0;
     const bool fetches_grad = with_grad && native && !batch->streams;
     REAL stage[ROW_STAGE]; /* of logits that are converted, then of the exponentials */
-    REAL m[LANES], z_y[ROW_GROUPS * LANES];
+    REAL m[LANES], below[LANES], z_y[ROW_GROUPS * LANES];
     V(lane_sums) all;
     for (ptrdiff_t group = 0; group < groups; group++) {
         const ptrdiff_t count = n - group * LANES < LANES ? n - group * LANES : LANES;
@@ -485,15 +482,17 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
         }
         all.max[group] = V(rows_max)(sums);
         V(store)(m, all.max[group]);
+        if (with_metrics) V(store)(below, V(below)(V(load)(z_y + group * LANES)));
         for (ptrdiff_t r = count; r < LANES; r++) distances[r] = moments[r] = aheads[r] = V(set)(0);
         for (ptrdiff_t r = 0; r < count; r++) {
             const ptrdiff_t at = group * LANES + r;
-            V(ranking) rank = {V(set)(z_y[at]), V(below)(V(set)(z_y[at])), V(set)(0)};
+            V(ranking) rank;
+            if (with_metrics) V(start_ranking)(&rank, y[r], z_y[at], below[r]);
             distances[r] = moments[r] = V(set)(0);
             sums[r] = V(row_exps)(z[r], with_grad ? stage + at * padded : NULL, classes, vectors, m[r], y[r], fetched,
                                   smooth ? &distances[r] : NULL, with_metrics ? &moments[r] : NULL,
                                   with_metrics ? &rank : NULL);
-            aheads[r] = rank.ahead;
+            if (with_metrics) aheads[r] = rank.ahead;
             if (fetches_grad) /* the lines will be there when the groups are finished */
                 for (ptrdiff_t c = 0; c < padded; c += LANES)
                     V(prefetch)((const REAL *)batch->grad[first + at] + c, true);
@@ -627,27 +626,28 @@ static INLINE void V(store_lanes)(REAL *p, V(vec) v, ptrdiff_t part) {
     part ? V(store_part)(p, v, part) : V(store)(p, v);
 }
 
-/* The maximum, `width` vectors at a time. */
-static INLINE void V(lanes_max)(const V(lane_block) * block, V(lane_sums) * out, ptrdiff_t width) {
+/* The maximum, and for those who need it before the exponentials the target's logit, `width` vectors at a time. */
+static INLINE void V(lanes_max)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out,
+                                ptrdiff_t width, bool with_target) {
     const ptrdiff_t part = block->part, stride = block->z_stride, classes = block->classes;
     for (ptrdiff_t v = 0; v < block->vectors; v += width) {
-        V(vec) m[4];
-        for (ptrdiff_t k = 0; k < width; k++) m[k] = V(set)(-INFINITY);
+        V(vec) m[2], z_y[2];
+        V(int) y[2];
+        for (ptrdiff_t k = 0; k < width; k++) {
+            m[k] = V(set)(-INFINITY);
+            z_y[k] = V(set)(0);
+            y[k] = V(int_load)(batch->y + block->at + (v + k) * LANES);
+        }
         const REAL *p = block->z + v * LANES;
         for (ptrdiff_t c = 0; c < classes; c++, p += stride)
-            for (ptrdiff_t k = 0; k < width; k++) m[k] = V(max)(V(load_lanes)(p + k * LANES, part), m[k]);
+            for (ptrdiff_t k = 0; k < width; k++) {
+                const V(vec) value = V(load_lanes)(p + k * LANES, part);
+                m[k] = V(max)(value, m[k]);
+                if (with_target) z_y[k] = V(select)(V(int_eq)(y[k], V(int_set)((V(index))c)), value, z_y[k]);
+            }
         for (ptrdiff_t k = 0; k < width; k++) out->max[v + k] = m[k];
+        for (ptrdiff_t k = 0; with_target && k < width; k++) out->z_y[v + k] = z_y[k];
     }
-}
-
-/* The targets' logits, for those who need them before the exponentials. Ignored ones have none: any will do. */
-static INLINE void V(lanes_target)(const V(lane_block) * block, const V(lane_batch) * batch, REAL z_y[]) {
-    const ptrdiff_t n = block->part ? block->part : block->vectors * LANES;
-    for (ptrdiff_t i = 0; i < n; i++) {
-        const ptrdiff_t y = (ptrdiff_t)batch->y[block->at + i];
-        z_y[i] = block->z[(y < 0 ? 0 : y) * block->z_stride + i];
-    }
-    for (ptrdiff_t i = n; i < block->vectors * LANES; i++) z_y[i] = 0;
 }
 
 /* The exponentials, kept in the gradient, and their sums. */
@@ -680,17 +680,18 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
                 for (ptrdiff_t k = 0; k < width; k++) {
                     const V(vec) value = V(load_lanes)(z + k * LANES, part);
                     const V(vec) x = V(sub)(value, m[k]);
-                    const V(vec) e = V(exp_scaled)(x);
+                    const V(vec) floored = V(exp_floor)(x, EXP_SCALE_BITS), e = V(exp_floored)(floored);
                     const V(mask) is_target = V(int_eq)(y[k], class);
                     if (with_grad) V(store_lanes)(grad + k * LANES, e, part);
-                    sum[k] = V(add)(sum[k], V(zero_where)(is_target, e));
+                    const V(vec) other = V(zero_where)(is_target, e);
+                    sum[k] = V(add)(sum[k], other);
                     if (!with_metrics) z_y[k] = V(select)(is_target, value, z_y[k]);
                     if (smooth) x_sum[k] = V(add)(x_sum[k], x);
                     if (with_metrics) {
                         /* Of equal logits those before the target's class rank in front. */
                         limit[k] = V(select)(is_target, at[k], limit[k]);
                         ahead[k] = V(count_where)(V(lt)(limit[k], value), ahead[k]);
-                        moment_sum[k] = V(add_moment)(x, V(zero_where)(is_target, e), moment_sum[k]);
+                        moment_sum[k] = V(fma)(other, floored, moment_sum[k]);
                     }
                 }
                 z += z_stride;
@@ -740,10 +741,15 @@ static INLINE void V(lanes_scale)(const V(lane_block) * block, const V(lane_batc
 }
 
 /* The forms that most calls take, each a loop of its own. */
-static LOOP void V(lanes_max_plain)(const V(lane_block) * block, V(lane_sums) * out) {
+static LOOP void V(lanes_max_plain)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out) {
     V(lane_block) whole = *block;
     whole.part = 0;
-    V(lanes_max)(&whole, out, 2);
+    V(lanes_max)(&whole, batch, out, 2, false);
+}
+static LOOP void V(lanes_max_and_target)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out) {
+    V(lane_block) whole = *block;
+    whole.part = 0;
+    V(lanes_max)(&whole, batch, out, 2, true);
 }
 static LOOP void V(lanes_exp_kept)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out) {
     V(lane_block) whole = *block;
@@ -771,13 +777,12 @@ static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V
                           bool with_metrics, V(finished) * f) {
     const bool pairs = block->vectors % 2 == 0 && !block->part, with_grad = block->grad != NULL;
     V(lane_sums) sums;
-    REAL z_y[LANE_TARGETS];
-    if (with_metrics) V(lanes_target)(block, batch, z_y);
-    if (pairs)
-        V(lanes_max_plain)(block, &sums);
+    if (!pairs)
+        V(lanes_max)(block, batch, &sums, 1, with_metrics);
+    else if (with_metrics)
+        V(lanes_max_and_target)(block, batch, &sums);
     else
-        V(lanes_max)(block, &sums, 1);
-    for (ptrdiff_t v = 0; with_metrics && v < block->vectors; v++) sums.z_y[v] = V(load)(z_y + v * LANES);
+        V(lanes_max_plain)(block, batch, &sums);
     if (with_metrics && pairs && !smooth)
         V(lanes_metrics)(block, batch, &sums);
     else if (with_metrics)

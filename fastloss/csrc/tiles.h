@@ -84,14 +84,14 @@ static void V(any_short_rows)(const class_task *task, V(batch) * batch) {
     }
 }
 
-/* In double, as four sums that do not wait for each other. */
+/* In double, as eight sums that do not wait for each other. */
 static INLINE double V(sum_losses)(const REAL *loss, ptrdiff_t n) {
-    double sum[4] = {0, 0, 0, 0};
+    double sum[8] = {0, 0, 0, 0, 0, 0, 0, 0};
     ptrdiff_t i = 0;
-    for (; i + 4 <= n; i += 4)
-        for (ptrdiff_t k = 0; k < 4; k++) sum[k] += (double)loss[i + k];
+    for (; i + 8 <= n; i += 8)
+        for (ptrdiff_t k = 0; k < 8; k++) sum[k] += (double)loss[i + k];
     for (; i < n; i++) sum[0] += (double)loss[i];
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
 /* Adds n targets that count to the tile's by-products. */

@@ -83,13 +83,17 @@ static INLINE d_vec d_log_tail(d_vec z) {
 
 #endif
 
+/* x, or what is as good where it is so low that e^x 2^scale_bits is 0. NaN stays. */
+static INLINE V(vec) V(exp_floor)(V(vec) x, int scale_bits) {
+    return V(max)(V(set)((REAL)(-(EXP_BIAS + scale_bits)) / EXP_PER_LN2), x);
+}
+
 /* x = n ln 2 + r: *power becomes 2^(n + scale_bits), and the result is e^r - 1. Adding 1.5 * 2^mantissa rounds to an
- * integer and leaves n, with the exponent's bias, in the low bits. Where n reaches the lower end, power is exactly 0.
+ * integer and leaves n, with the exponent's bias, in the low bits. x is at least V(exp_floor), where power is exactly
+ * 0.
  */
 static INLINE V(vec) V(exp_split)(V(vec) x, int scale_bits, V(vec) * power) {
     const V(vec) round = V(set)(EXP_ROUND + EXP_BIAS + scale_bits);
-    const V(vec) lowest = V(set)((REAL)(-(EXP_BIAS + scale_bits)) / EXP_PER_LN2);
-    x = V(max)(lowest, x);
     const V(vec) t = V(fma)(x, V(set)(EXP_PER_LN2), round);
     const V(vec) n = V(sub)(t, round);
     V(vec) r = V(fnma)(n, V(set)(EXP_LN2_UPPER), x);
@@ -98,16 +102,15 @@ static INLINE V(vec) V(exp_split)(V(vec) x, int scale_bits, V(vec) * power) {
     return V(exp_tail)(r);
 }
 
-/* e^x 2^EXP_SCALE_BITS; exactly 0 for -inf, exactly 2^EXP_SCALE_BITS for 0. The caller keeps x below 60. */
+/* e^x 2^EXP_SCALE_BITS for x of V(exp_floor); exactly 0 for its lowest, exactly 2^EXP_SCALE_BITS for 0. The caller
+ * keeps x below 60. */
 #if WORKING_TYPE == 32 && defined(POW2_STEP_BITS)
 /* A table of the powers between those of two leaves so little to the polynomial that two coefficients do. */
-static INLINE f_vec f_exp_scaled(f_vec x) {
+static INLINE f_vec f_exp_floored(f_vec x) {
     const float steps = 1 << POW2_STEP_BITS;
     const f_vec round = f_set(EXP_ROUND + steps * (EXP_BIAS + EXP_SCALE_BITS));
-    const f_vec lowest = f_set(-(EXP_BIAS + EXP_SCALE_BITS) / EXP_PER_LN2);
     const f_vec c2 = f_set(POW2_STEP_BITS == 3 ? 0x1.000878p-1f : 0x1.000220p-1f);
     const f_vec c3 = f_set(POW2_STEP_BITS == 3 ? 0x1.5556fap-3f : 0x1.55561cp-3f);
-    x = f_max(lowest, x);
     const f_vec t = f_fma(x, f_set(steps * EXP_PER_LN2), round);
     const f_vec n = f_sub(t, round);
     f_vec r = f_fnma(n, f_set(EXP_LN2_UPPER / steps), x);
@@ -116,12 +119,13 @@ static INLINE f_vec f_exp_scaled(f_vec x) {
     return f_fma(f_fma(f_fma(c3, r, c2), f_mul(r, r), r), power, power);
 }
 #else
-static INLINE V(vec) V(exp_scaled)(V(vec) x) {
+static INLINE V(vec) V(exp_floored)(V(vec) x) {
     V(vec) power;
     const V(vec) tail = V(exp_split)(x, EXP_SCALE_BITS, &power);
     return V(fma)(tail, power, power);
 }
 #endif
+static INLINE V(vec) V(exp_scaled)(V(vec) x) { return V(exp_floored)(V(exp_floor)(x, EXP_SCALE_BITS)); }
 
 static INLINE V(vec) V(unscale)(V(vec) e) { return V(mul)(e, V(set)((REAL)1 / ((uint64_t)1 << EXP_SCALE_BITS))); }
 
@@ -130,7 +134,7 @@ static INLINE V(vec) V(exp)(V(vec) x) { return V(unscale)(V(exp_scaled)(x)); }
 /* e^x, and 1 - e^x with all its digits, for x <= 0. */
 static INLINE V(vec) V(exp_and_rest)(V(vec) x, V(vec) * rest) {
     V(vec) power;
-    const V(vec) tail = V(exp_split)(x, 0, &power);
+    const V(vec) tail = V(exp_split)(V(exp_floor)(x, 0), 0, &power);
     *rest = V(fnma)(tail, power, V(sub)(V(set)(1), power));
     return V(fma)(tail, power, power);
 }
@@ -184,7 +188,7 @@ static INLINE V(vec) V(log)(V(vec) x) {
 static INLINE V(vec) V(exp_any)(V(vec) x) {
     V(vec) power;
     const V(vec) limit = V(set)((REAL)((EXP_BIAS) / EXP_PER_LN2));
-    const V(vec) tail = V(exp_split)(V(min)(limit, x), 0, &power);
+    const V(vec) tail = V(exp_split)(V(exp_floor)(V(min)(limit, x), 0), 0, &power);
     return V(select)(V(lt)(limit, x), V(set)(INFINITY), V(fma)(tail, power, power));
 }
 
