@@ -144,7 +144,9 @@ static INLINE void V(finish_metrics)(const V(finished) * f, V(vec) m, V(vec) z_y
 #define JUMP 16
 #undef ROW_AHEAD
 /* How far ahead of the exponentials to fetch, in elements: from measurements; half as much lets memory idle. */
-#define ROW_AHEAD (4096 / (ptrdiff_t)sizeof(REAL))
+#define ROW_AHEAD (FETCHED_BYTES / (ptrdiff_t)sizeof(REAL))
+#undef FETCHED_BYTES
+#define FETCHED_BYTES 4096
 
 /* n logits from z on as the working type: where they lie, or in `block`; and the maximum of each lane. */
 static INLINE const REAL *V(working)(const class_task *task, const void *z, ptrdiff_t n, bool native, REAL *block,
@@ -223,7 +225,7 @@ static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i,
         const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
         if (!native)
             for (ptrdiff_t line = 0; line < n * in_size; line += 64)
-                __builtin_prefetch(z + (c + ROW_AHEAD) * in_size + line);
+                __builtin_prefetch(z + c * in_size + FETCHED_BYTES + line);
         V(vec) max;
         const REAL *z_c = V(working)(task, z + c * in_size, n, native, z_block, &max);
         top = V(max)(max, top);
