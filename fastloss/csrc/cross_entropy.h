@@ -579,16 +579,37 @@ ROW_FORMS(rows_4, 4, true)
 #define ROWS_4 {NULL}
 #endif
 
+/* Longer rows gain a seventh from loops of known length. */
+#undef ROWS_5_TO_8
+#if WORKING_TYPE == 32
+#define LONGER_ROW_FORM(vectors)                                          \
+    ROW_FORM(rows_##vectors##_grad, vectors, true, false, true, false)    \
+    ROW_FORM(rows_##vectors##_loss, vectors, true, false, false, false)   \
+    ROW_FORM(rows_##vectors##_metrics, vectors, true, false, false, true)
+#define LONGER_ROW_FORM_NAMES(vectors)                                                                         \
+    {V(rows_##vectors##_grad), V(rows_##vectors##_loss), V(rows_##vectors##_metrics), V(rows_any_smooth_grad), \
+     V(rows_any_smooth_loss)}
+LONGER_ROW_FORM(5)
+LONGER_ROW_FORM(6)
+LONGER_ROW_FORM(7)
+LONGER_ROW_FORM(8)
+#define ROWS_5_TO_8                                                                                        \
+    LONGER_ROW_FORM_NAMES(5), LONGER_ROW_FORM_NAMES(6), LONGER_ROW_FORM_NAMES(7), LONGER_ROW_FORM_NAMES(8)
+#else
+#define ROWS_5_TO_8                                                                                        \
+    ROW_FORM_NAMES(rows_any), ROW_FORM_NAMES(rows_any), ROW_FORM_NAMES(rows_any), ROW_FORM_NAMES(rows_any)
+#endif
+
 static void V(block_rows)(const class_task *task, V(batch) * batch, bool with_metrics) {
     enum { GRAD, LOSS, METRICS, SMOOTH_GRAD, SMOOTH_LOSS };
     typedef void (*row_form)(const class_task *, V(batch) *, ptrdiff_t, ptrdiff_t);
     /* 0: converted; 1: of any number of vectors; else of so many. */
-    static const row_form forms[5][5] = {ROWS_CONVERTED, ROW_FORM_NAMES(rows_any), ROWS_2, ROWS_3, ROWS_4};
+    static const row_form forms[9][5] = {ROWS_CONVERTED, ROW_FORM_NAMES(rows_any), ROWS_2, ROWS_3, ROWS_4, ROWS_5_TO_8};
     const bool smooth = task->call.label_smoothing > 0, with_grad = task->call.grad.data != NULL;
     const ptrdiff_t vectors = (task->call.classes + LANES - 1) / LANES, most = ROW_STAGE / (vectors * LANES * LANES);
     /* Streamed gradients are written one group at a time: shorter bursts past the caches. */
     const ptrdiff_t groups = with_grad && batch->streams ? 1 : most < ROW_GROUPS ? most : ROW_GROUPS;
-    const int layout = !batch->native ? 0 : vectors <= 4 ? (int)vectors : 1;
+    const int layout = !batch->native ? 0 : vectors <= 8 ? (int)vectors : 1;
     const int purpose = with_metrics ? METRICS
                         : with_grad  ? (smooth ? SMOOTH_GRAD : GRAD)
                         : smooth     ? SMOOTH_LOSS
