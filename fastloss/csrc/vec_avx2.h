@@ -4,7 +4,8 @@
  *
  *     load, store              any alignment
  *     stream                   a store past the caches, aligned to VEC_BYTES
- *     load_part, store_part    the first n lanes only, 0 < n < lanes; the other lanes are loaded as `fill`
+ *     load_part                the first n lanes only, 0 < n <= lanes, and `fill` in the others
+ *     store_part               the first n lanes only, 0 < n < lanes
  *     fma, fnma                a b + c, c - a b; one rounding where VEC_HAS_FMA
  *     max, min                 the second operand where either is NaN
  *     lt, eq, any              lane masks, false for NaN; whether any lane is set

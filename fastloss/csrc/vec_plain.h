@@ -41,7 +41,7 @@ typedef struct {
     static INLINE P##_vec P##_set(R x) { return x - (P##_vec){0}; }                                                  \
     static INLINE P##_vec P##_load_part(const R *p, ptrdiff_t n, R fill) {                                           \
         P##_vec v = P##_set(fill);                                                                                   \
-        for (ptrdiff_t i = 0; i < N - 1; i++)                                                                        \
+        for (ptrdiff_t i = 0; i < N; i++)                                                                            \
             if (i < n) v[i] = p[i];                                                                                  \
         return v;                                                                                                    \
     }                                                                                                                \
