@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from checks import BFLOAT16
 
 import fastloss as fl
 
@@ -138,3 +139,30 @@ def test_overlap(engine):
     assert fl.dice_loss(probs, mask, **options) == pytest.approx(1 / 3, rel=1e-14)
     assert fl.jaccard_loss(probs, mask, **options) == pytest.approx(1 / 2, rel=1e-14)
     assert fl.tversky_loss(probs, mask, alpha=0.3, beta=0.7, **options) == pytest.approx(1 - 1 / 1.7, rel=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16], ids=str)
+def test_half_gradients_are_rounded_to_the_nearest(engine, dtype):
+    """To even where two are equally near; NaN stays NaN, whatever its bits. nll_loss's gradient of a target is minus
+    what comes down, rounded, and sigmoid writes whole vectors."""
+    rng = np.random.default_rng(23)
+    halves = np.arange(1, 2**15, dtype=np.uint32)[rng.permutation(2**15 - 1)[:6000]].astype(np.uint16).view(dtype)
+    values = halves[np.isfinite(halves.astype(np.float32)) & (halves.astype(np.float32) < 6e4)].astype(np.float32)
+    above = np.nextafter(values.astype(dtype), dtype.type(np.inf)).astype(np.float32)
+    middle = (values + above) / 2  # exact: between neighbours is one more bit
+    weights = np.concatenate([values, middle, np.nextafter(middle, np.float32(0)), np.nextafter(middle, above)])
+    logits = np.zeros((len(weights), 2), dtype)
+    target = np.zeros(len(weights), np.int64)
+    _, grad = fl.nll_loss(logits, target, reduction="none", grad_output=weights, return_grad=True, engine=engine)
+    assert np.array_equal(grad[:, 0].view(np.uint16), (-weights).astype(dtype).view(np.uint16))
+
+    lost = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0xFFC00000], np.uint32).view(np.float32)
+    _, grad = fl.nll_loss(logits[:4], target[:4], reduction="none", grad_output=lost, return_grad=True, engine=engine)
+    assert np.isnan(grad[:, 0].astype(np.float32)).all()
+
+    every = np.arange(2**16, dtype=np.uint32).astype(np.uint16).view(dtype)
+    wide = np.float64 if engine == "reference" else np.float32  # what it computes in
+    found, exact = fl.sigmoid(every, engine=engine), fl.sigmoid(every.astype(wide), engine=engine).astype(dtype)
+    nan = np.isnan(every.astype(np.float32))
+    assert np.isnan(found[nan].astype(np.float32)).all()
+    assert np.array_equal(found[~nan].view(np.uint16), exact[~nan].view(np.uint16))

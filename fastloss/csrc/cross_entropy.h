@@ -868,7 +868,8 @@ static INLINE void V(lanes_to_rows)(const REAL *tile, ptrdiff_t classes, const V
         /* Row after row, so that what a vector holds past the end of its row is written over by the next. */
         for (ptrdiff_t r = 0; r < LANES; r++) {
             REAL *p = rows + r * classes + from;
-            n == LANES || r *classes + LANES <= LANES *classes ? V(store)(p, v[r]) : V(store_part)(p, v[r], n);
+            const bool whole = n == LANES || r * classes + LANES <= LANES * classes;
+            whole ? V(store)(p, v[r]) : V(store_part)(p, v[r], n);
         }
     }
 }
