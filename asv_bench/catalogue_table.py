@@ -2,9 +2,9 @@
 
     python asv_bench/catalogue_table.py [--threads 2] [--rounds 15] [--only Dice ...]
 
-Loss and gradient into a reused buffer, against the same loss as one writes it with torch, forward and backward at equal
-threads; Dice against that of segmentation_models.pytorch; evaluate() against the loss alone. All take turns, and results
-are compared before. Figures are ratios of medians. It takes a minute or two.
+Loss and gradient into a reused buffer, against the same loss as one writes it with torch, forward and backward at
+equal threads; Dice against that of segmentation_models.pytorch; evaluate() against the loss alone. All take turns, and
+results are compared before. Figures are ratios of medians. It takes a minute or two.
 """
 
 from __future__ import annotations
