@@ -49,11 +49,19 @@ static INLINE V(vec) V(exp_step)(V(vec) x, REAL *e, ptrdiff_t n, bool has_target
     return value;
 }
 
-/* How many classes rank in front of the target: those above its logit, and of equal ones those of earlier classes. A
- * logit counts that is above its vector's limits: in the vectors before the target's, in that itself, and behind it. */
+/* How many classes rank in front of the target, whose logit is z_y in all lanes. */
 typedef struct {
-    V(vec) limits[3], ahead;
+    V(vec) z_y;
+    ptrdiff_t ahead;
 } V(ranking);
+
+/* Adds those of a vector in which the target is lane y, or outside: the logits above its own, and equal ones of earlier
+ * classes. */
+static INLINE void V(rank_step)(V(ranking) * rank, V(vec) z, ptrdiff_t y) {
+    const unsigned earlier = y <= 0 ? 0 : y >= LANES ? ~0u : (1u << y) - 1;
+    const unsigned equal = V(set_lanes)(V(eq)(z, rank->z_y)) & earlier;
+    rank->ahead += count_lanes(V(set_lanes)(V(lt)(rank->z_y, z)) | equal);
+}
 
 /* The next smaller number, but for -inf: what is above it is at or above x. */
 static INLINE V(vec) V(below)(V(vec) x) {
@@ -62,21 +70,6 @@ static INLINE V(vec) V(below)(V(vec) x) {
     const V(vec) next = V(from_bits)(V(int_add)(V(bits)(x), V(bits)(step)));
     return V(select)(V(eq)(x, zero), V(from_bits)(V(int_add)(V(bits)(V(set)((REAL)-0.0)), V(int_set)(1))),
                      V(select)(V(lt)(x, V(set)(REAL_LOWEST)), x, next));
-}
-
-/* For the target y, whose logit is z_y, and `below` the next smaller number. */
-static INLINE void V(start_ranking)(V(ranking) * rank, ptrdiff_t y, REAL z_y, REAL below) {
-    static const REAL earlier[32] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    rank->limits[0] = V(set)(below);
-    rank->limits[2] = V(set)(z_y);
-    const V(mask) is_later = V(eq)(V(load)(earlier + 16 - y % LANES), V(set)(0));
-    rank->limits[1] = V(select)(is_later, rank->limits[2], rank->limits[0]);
-    rank->ahead = V(set)(0);
-}
-
-/* One vector, in which the target is lane y, or outside. */
-static INLINE void V(rank_step)(V(ranking) * rank, V(vec) z, ptrdiff_t y) {
-    rank->ahead = V(count_where)(V(lt)(rank->limits[(y < LANES) + (y < 0)], z), rank->ahead);
 }
 
 /* Scaled exponentials of z - ref, kept in e unless that is NULL. Returns their sums per lane, with has_target without

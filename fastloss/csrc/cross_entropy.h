@@ -464,13 +464,14 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
     const ptrdiff_t fetched = native ? LANES * classes : 0;
     const bool fetches_grad = with_grad && native && !batch->streams;
     REAL stage[ROW_STAGE]; /* of logits that are converted, then of the exponentials */
-    REAL m[LANES], below[LANES], z_y[ROW_GROUPS * LANES];
+    REAL m[LANES], aheads[LANES], z_y[ROW_GROUPS * LANES];
     V(lane_sums) all;
+    if (n < 1) return; /* never, and compilers warn of sums that would not be known */
     for (ptrdiff_t group = 0; group < groups; group++) {
         const ptrdiff_t count = n - group * LANES < LANES ? n - group * LANES : LANES;
         const REAL *z[LANES];
         ptrdiff_t y[LANES];
-        V(vec) sums[LANES], distances[LANES], moments[LANES], aheads[LANES];
+        V(vec) sums[LANES], distances[LANES], moments[LANES];
         /* The lanes past the last row hold the first one. */
         for (ptrdiff_t r = 0; r < LANES; r++) {
             const ptrdiff_t at = group * LANES + r, i = first + (r < count ? at : 0);
@@ -484,17 +485,15 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
         }
         all.max[group] = V(rows_max)(sums);
         V(store)(m, all.max[group]);
-        if (with_metrics) V(store)(below, V(below)(V(load)(z_y + group * LANES)));
-        for (ptrdiff_t r = count; r < LANES; r++) distances[r] = moments[r] = aheads[r] = V(set)(0);
+        for (ptrdiff_t r = count; r < LANES; r++) distances[r] = moments[r] = V(set)(0);
         for (ptrdiff_t r = 0; r < count; r++) {
             const ptrdiff_t at = group * LANES + r;
-            V(ranking) rank;
-            if (with_metrics) V(start_ranking)(&rank, y[r], z_y[at], below[r]);
+            V(ranking) rank = {V(set)(z_y[at]), 0};
             distances[r] = moments[r] = V(set)(0);
             sums[r] = V(row_exps)(z[r], with_grad ? stage + at * padded : NULL, classes, vectors, m[r], y[r], fetched,
                                   smooth ? &distances[r] : NULL, with_metrics ? &moments[r] : NULL,
                                   with_metrics ? &rank : NULL);
-            if (with_metrics) aheads[r] = rank.ahead;
+            aheads[r] = (REAL)rank.ahead;
             if (fetches_grad) /* the lines will be there when the groups are finished */
                 for (ptrdiff_t c = 0; c < padded; c += LANES)
                     V(prefetch)((const REAL *)batch->grad[first + at] + c, true);
@@ -503,7 +502,7 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
         all.rest[group] = V(mul)(V(rows_sum)(sums), V(set)(SCALE_DOWN));
         all.distance[group] = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
         if (with_metrics) all.moment[group] = V(mul)(V(rows_sum)(moments), V(set)(SCALE_DOWN));
-        if (with_metrics) all.ahead[group] = V(rows_sum)(aheads);
+        if (with_metrics) all.ahead[group] = V(load)(aheads);
     }
     V(finished) f[ROW_GROUPS];
     V(finish_all)(task, &all, groups, batch, first, with_metrics, f);

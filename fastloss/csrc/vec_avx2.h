@@ -9,6 +9,7 @@
  *     fma, fnma                a b + c, c - a b; one rounding where VEC_HAS_FMA
  *     max, min                 the second operand where either is NaN
  *     lt, eq, any              lane masks, false for NaN; whether any lane is set
+ *     set_lanes                the lanes of a mask that are set, as bits
  *     select, zero_where       select(m, a, b): m ? a : b;  zero_where(m, a): m ? 0 : a
  *     count_where              count_where(m, n): m ? n + 1 : n
  *     pow2                     2^n, from t = n + bias + 1.5 * 2^mantissa bits (see exp in vector_math.h)
@@ -28,6 +29,9 @@
 
 /* Puts streamed stores before all that follows. */
 static INLINE void vec_fence(void) { _mm_sfence(); }
+
+/* How many of the bits of set_lanes are set. */
+static INLINE int count_lanes(unsigned bits) { return __builtin_popcount(bits); }
 
 typedef __m256 f_vec;
 typedef __m256i f_int;
@@ -75,6 +79,7 @@ static INLINE f_vec f_abs(f_vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0
 static INLINE f_mask f_lt(f_vec a, f_vec b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 static INLINE f_mask f_eq(f_vec a, f_vec b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 static INLINE bool f_any(f_mask m) { return _mm256_movemask_ps(m) != 0; }
+static INLINE unsigned f_set_lanes(f_mask m) { return (unsigned)_mm256_movemask_ps(m); }
 static INLINE f_vec f_select(f_mask m, f_vec a, f_vec b) { return _mm256_blendv_ps(b, a, m); }
 static INLINE f_vec f_count_where(f_mask m, f_vec n) { return _mm256_add_ps(n, _mm256_and_ps(m, _mm256_set1_ps(1))); }
 static INLINE f_vec f_zero_where(f_mask m, f_vec a) { return _mm256_andnot_ps(m, a); }
@@ -199,6 +204,7 @@ static INLINE d_vec d_abs(d_vec a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0
 static INLINE d_mask d_lt(d_vec a, d_vec b) { return _mm256_cmp_pd(a, b, _CMP_LT_OQ); }
 static INLINE d_mask d_eq(d_vec a, d_vec b) { return _mm256_cmp_pd(a, b, _CMP_EQ_OQ); }
 static INLINE bool d_any(d_mask m) { return _mm256_movemask_pd(m) != 0; }
+static INLINE unsigned d_set_lanes(d_mask m) { return (unsigned)_mm256_movemask_pd(m); }
 static INLINE d_vec d_select(d_mask m, d_vec a, d_vec b) { return _mm256_blendv_pd(b, a, m); }
 static INLINE d_vec d_count_where(d_mask m, d_vec n) { return _mm256_add_pd(n, _mm256_and_pd(m, _mm256_set1_pd(1))); }
 static INLINE d_vec d_zero_where(d_mask m, d_vec a) { return _mm256_andnot_pd(m, a); }

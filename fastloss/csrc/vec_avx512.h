@@ -8,6 +8,9 @@
 /* Puts streamed stores before all that follows. */
 static INLINE void vec_fence(void) { _mm_sfence(); }
 
+/* How many of the bits of set_lanes are set. */
+static INLINE int count_lanes(unsigned bits) { return __builtin_popcount(bits); }
+
 typedef __m512 f_vec;
 typedef __m512i f_int;
 typedef __mmask16 f_mask;
@@ -37,6 +40,7 @@ static INLINE f_vec f_abs(f_vec a) { return _mm512_abs_ps(a); }
 static INLINE f_mask f_lt(f_vec a, f_vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 static INLINE f_mask f_eq(f_vec a, f_vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 static INLINE bool f_any(f_mask m) { return m != 0; }
+static INLINE unsigned f_set_lanes(f_mask m) { return m; }
 static INLINE f_vec f_select(f_mask m, f_vec a, f_vec b) { return _mm512_mask_blend_ps(m, b, a); }
 static INLINE f_vec f_count_where(f_mask m, f_vec n) { return _mm512_mask_add_ps(n, m, n, _mm512_set1_ps(1)); }
 static INLINE f_vec f_zero_where(f_mask m, f_vec a) { return _mm512_maskz_mov_ps((f_mask)~m, a); }
@@ -157,6 +161,7 @@ static INLINE d_vec d_abs(d_vec a) { return _mm512_abs_pd(a); }
 static INLINE d_mask d_lt(d_vec a, d_vec b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
 static INLINE d_mask d_eq(d_vec a, d_vec b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
 static INLINE bool d_any(d_mask m) { return m != 0; }
+static INLINE unsigned d_set_lanes(d_mask m) { return m; }
 static INLINE d_vec d_select(d_mask m, d_vec a, d_vec b) { return _mm512_mask_blend_pd(m, b, a); }
 static INLINE d_vec d_count_where(d_mask m, d_vec n) { return _mm512_mask_add_pd(n, m, n, _mm512_set1_pd(1)); }
 static INLINE d_vec d_zero_where(d_mask m, d_vec a) { return _mm512_maskz_mov_pd((d_mask)~m, a); }

@@ -12,6 +12,9 @@
 
 static INLINE void vec_fence(void) {}
 
+/* A table of sixteen numbers: without an instruction for it, compilers call a function. */
+static INLINE int count_lanes(unsigned bits) { return (int)(UINT64_C(0x4332322132212110) >> 4 * bits & 7); }
+
 typedef float f_vec __attribute__((vector_size(16)));
 typedef int32_t f_int __attribute__((vector_size(16)));
 typedef uint32_t f_bits_vec __attribute__((vector_size(16)));
@@ -128,7 +131,17 @@ static INLINE f_vec f_max(f_vec a, f_vec b) { return _mm_max_ps(a, b); }
 static INLINE f_vec f_min(f_vec a, f_vec b) { return _mm_min_ps(a, b); }
 static INLINE d_vec d_max(d_vec a, d_vec b) { return _mm_max_pd(a, b); }
 static INLINE d_vec d_min(d_vec a, d_vec b) { return _mm_min_pd(a, b); }
+static INLINE unsigned f_set_lanes(f_mask m) { return (unsigned)_mm_movemask_ps((f_vec)m); }
+static INLINE unsigned d_set_lanes(d_mask m) { return (unsigned)_mm_movemask_pd((d_vec)m); }
 #else
+static INLINE unsigned f_set_lanes(f_mask m) {
+    const f_mask bits = m & (f_mask){1, 2, 4, 8};
+    return (unsigned)(bits[0] | bits[1] | bits[2] | bits[3]);
+}
+static INLINE unsigned d_set_lanes(d_mask m) {
+    const d_mask bits = m & (d_mask){1, 2};
+    return (unsigned)(bits[0] | bits[1]);
+}
 static INLINE f_vec f_max(f_vec a, f_vec b) { return f_select(f_lt(b, a), a, b); }
 static INLINE f_vec f_min(f_vec a, f_vec b) { return f_select(f_lt(a, b), a, b); }
 static INLINE d_vec d_max(d_vec a, d_vec b) { return d_select(d_lt(b, a), a, b); }
