@@ -10,10 +10,7 @@ results are compared before. Figures are ratios of medians. It takes a minute or
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import os
 import sys
-import types
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,7 +22,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import fastloss as fl
-from fastloss.bench import calls, cases, machine, timing
+from fastloss.bench import calls, cases, machine, processes, timing
 
 IMAGES = "8 x 21 x 512 x 512"
 EVALUATED = ("65536 x 10", "65536 x 32", "65536 x 100", "4096 x 1000", "1024 x 32000", IMAGES)
@@ -46,21 +43,11 @@ def torch_focal(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return ((1 - torch.exp(-loss)) ** 2 * loss).mean()
 
 
-def smp_dice() -> Callable[..., torch.Tensor]:
-    """Its losses alone: the package as a whole imports encoders, and what those need."""
-    name = "segmentation_models_pytorch"
-    spec = importlib.util.find_spec(name)
-    if spec is None:
-        sys.exit("Dice is compared with segmentation_models.pytorch: pip install --no-deps segmentation-models-pytorch")
-    package = types.ModuleType(name)
-    package.__path__ = list(spec.submodule_search_locations or [])
-    sys.modules[name] = package
-    function: Callable[..., torch.Tensor] = importlib.import_module(f"{name}.losses").DiceLoss("multiclass")
-    return function
+def make(loss: str, shape: str) -> cases.Batch:
+    return cases.make(cases.Case(loss, shape))
 
 
-def against_torch(loss: str, shape: str, function: Callable[..., torch.Tensor], threads: int) -> Group:
-    batch = cases.make(cases.Case(loss, shape))
+def against_torch(batch: cases.Batch, function: Callable[..., torch.Tensor], threads: int) -> Group:
     logits, target = torch.from_numpy(batch.input).requires_grad_(), torch.from_numpy(batch.target)
 
     def step() -> Any:
@@ -69,6 +56,7 @@ def against_torch(loss: str, shape: str, function: Callable[..., torch.Tensor], 
         result.backward()
         return result.item(), logits.grad
 
+    loss = batch.case.loss
     ours = partial(getattr(fl, loss), batch.input, batch.target, out_grad=batch.grad, num_threads=threads)
     exact = logits.detach().double().requires_grad_()  # a sum of millions in float32 may be off by a third of a percent
     expected = function(exact, target if loss != "sigmoid_focal_loss" else target.double())
@@ -81,15 +69,16 @@ def against_torch(loss: str, shape: str, function: Callable[..., torch.Tensor], 
 
 def dice(threads: int) -> Group:
     """And cross-entropy beside it, in one call."""
-    group = against_torch("dice_loss", IMAGES, smp_dice(), threads)
-    batch = cases.make(cases.Case("dice_loss", IMAGES))
+    batch = make("dice_loss", IMAGES)
+    theirs = calls.need(calls.segmentation_models()).DiceLoss("multiclass")
+    group = against_torch(batch, theirs, threads)
     both = fl.combine([(1.0, fl.cross_entropy), (1.0, fl.dice_loss)])
     group["combined"] = partial(both, batch.input, batch.target, out_grad=batch.grad, num_threads=threads)
     return group
 
 
 def evaluated(shape: str, threads: int) -> Group:
-    batch = cases.make(cases.Case("cross_entropy", shape))
+    batch = make("cross_entropy", shape)
     evaluate = partial(fl.evaluate, batch.input, batch.target, num_threads=threads)
     loss = calls.loss_only(batch, threads)
     np.testing.assert_allclose(evaluate().loss, loss(), rtol=1e-6)
@@ -98,10 +87,10 @@ def evaluated(shape: str, threads: int) -> Group:
 
 def groups(threads: int) -> dict[str, Callable[[], Group]]:
     makers: dict[str, Callable[[], Group]] = {
-        "sigmoid focal": partial(against_torch, "sigmoid_focal_loss", "4000000", torch_sigmoid_focal, threads),
-        "focal": partial(against_torch, "focal_cross_entropy", "1024 x 32000", torch_focal, threads),
-        "cross-entropy": partial(against_torch, "cross_entropy", IMAGES, F.cross_entropy, threads),
-        "Dice": partial(dice, threads),
+        "sigmoid focal": lambda: against_torch(make("sigmoid_focal_loss", "4000000"), torch_sigmoid_focal, threads),
+        "focal": lambda: against_torch(make("focal_cross_entropy", "1024 x 32000"), torch_focal, threads),
+        "cross-entropy": lambda: against_torch(make("cross_entropy", IMAGES), F.cross_entropy, threads),
+        "Dice": lambda: dice(threads),
     }
     return makers | {f"evaluate, {shape}": partial(evaluated, shape, threads) for shape in EVALUATED}
 
@@ -126,16 +115,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="turns that each takes (default: 15)")
     parser.add_argument("--only", nargs="*", default=[], help="what to measure, as the progress bar names it")
     arguments = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    processes.take_cpus(arguments.threads)
     torch.set_num_threads(arguments.threads)
     makers = groups(arguments.threads)
-    makers = {name: make for name, make in makers.items() if not arguments.only or name in arguments.only}
+    makers = {name: maker for name, maker in makers.items() if not arguments.only or name in arguments.only}
     rows = []
     with tqdm(total=arguments.rounds * len(makers), unit="round", file=sys.stderr) as bar:
-        for name, make in makers.items():
+        for name, maker in makers.items():
             bar.set_description(name)
-            times = timing.medians(timing.take_turns(make(), rounds=arguments.rounds, progress=bar.update))
+            try:
+                group = maker()
+            except calls.Missing as reason:
+                tqdm.write(f"{name}: {reason}", file=sys.stderr)
+                continue
+            times = timing.medians(timing.take_turns(group, rounds=arguments.rounds, progress=bar.update))
             rows += [(arguments.threads, figure) for figure in figures(name, times)]
     print_figures(f"{machine.isa()}, torch {torch.__version__}", rows)
 

@@ -156,13 +156,13 @@ def figures(times: Times, threads: int) -> list[Figure]:
 
 def print_figures(title: str, rows: list[tuple[int, Figure]]) -> None:
     """Figures, each with its number of threads."""
-    print(f"\n{title}\n{'threads':>7}  {'what':<30}{'':<16}{'asked':>11}{'reached':>10}")
+    print(f"\n{title}\n{'threads':>7}  {'what':<36}{'':<16}{'asked':>11}{'reached':>10}")
     missed = 0
     for threads, (what, unit, asked, reached, least) in rows:
         met = reached >= asked if least else reached <= asked
         missed += not met
         sign = ">=" if least else "<="
-        print(f"{threads:>7}  {what:<30}{unit:<16}{sign:>4}{asked:>7g}{reached:>10.2f}{'' if met else '  missed'}")
+        print(f"{threads:>7}  {what:<36}{unit:<16}{sign:>4}{asked:>7g}{reached:>10.2f}{'' if met else '  missed'}")
     print(f"{missed} missed" if missed else "all met")
 
 

@@ -1,9 +1,6 @@
 """Dice, Jaccard, Tversky and Lovász losses: those of segmentation_models.pytorch and MONAI, and plain NumPy."""
 
-import importlib.util
 import itertools
-import sys
-import types
 import warnings
 
 import numpy as np
@@ -12,6 +9,7 @@ from checks import BFLOAT16, DTYPES, assert_grad, assert_loss, compute_dtype
 from test_numeric_gradients import derivative
 
 import fastloss as fl
+from fastloss.bench.calls import segmentation_models
 
 MODES = ["multiclass", "multilabel", "binary"]
 every_mode = pytest.mark.parametrize("mode", MODES)
@@ -21,14 +19,7 @@ every_score = pytest.mark.parametrize("function", SCORES, ids=lambda function: f
 
 @pytest.fixture
 def smp(peer):
-    """Its losses alone: the package as a whole imports encoders, and what those need."""
-    name = "segmentation_models_pytorch"
-    if name not in sys.modules:
-        spec = importlib.util.find_spec(name)
-        if spec is not None:
-            sys.modules[name] = types.ModuleType(name)
-            sys.modules[name].__path__ = spec.submodule_search_locations
-    return peer(f"{name}.losses")
+    return peer(segmentation_models())
 
 
 @pytest.fixture

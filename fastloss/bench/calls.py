@@ -7,6 +7,9 @@ says why one cannot be had.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
+import types
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -196,6 +199,18 @@ def sklearn_call(batch: Batch, threads: int) -> Call:
     call()
     batch.verify(losses.mean(dtype=np.float64), (grad / grad.dtype.type(len(grad))).reshape(batch.input.shape))
     return call
+
+
+def segmentation_models() -> str:
+    """The module of segmentation_models.pytorch's losses, which can be imported, where it is installed, without the
+    rest of the package: that imports encoders, and what those need."""
+    name = "segmentation_models_pytorch"
+    spec = None if name in sys.modules else importlib.util.find_spec(name)
+    if spec is not None:
+        package = types.ModuleType(name)
+        package.__path__ = list(spec.submodule_search_locations or [])
+        sys.modules[name] = package
+    return f"{name}.losses"
 
 
 PEERS: dict[str, Callable[[Batch, int], Call]] = {

@@ -39,7 +39,7 @@ static INLINE V(int) V(lane_numbers)(void) {
 }
 
 /* One vector of V(exp_part): at most LANES elements, in full vectors all of them. With `moment`, what is returned times
- * x is added to it; where that is 0, x is finite. */
+ * x is added to it, or times the bound of x, so that no 0 meets an infinity. */
 static INLINE V(vec) V(exp_step)(V(vec) x, REAL *e, ptrdiff_t n, bool has_target, ptrdiff_t y, V(vec) * moment) {
     const V(vec) floored = V(exp_floor)(x, EXP_SCALE_BITS);
     V(vec) value = V(exp_floored)(floored);

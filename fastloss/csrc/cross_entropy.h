@@ -371,6 +371,7 @@ static INLINE void V(finish_vectors)(const class_task *task, const V(lane_sums) 
         f[v].factor = V(mul)(f[v].factor, V(set)(SCALE_DOWN));
     }
 }
+/* Without options, with them, with by-products, and with both. */
 static LOOP void V(finish_plain)(const class_task *task, const V(lane_sums) * sums, ptrdiff_t vectors, V(batch) * batch,
                                  ptrdiff_t first, V(finished) * f) {
     V(finish_vectors)(task, sums, vectors, batch, first, false, false, f);
