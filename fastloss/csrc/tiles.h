@@ -94,6 +94,21 @@ static INLINE double V(sum_losses)(const REAL *loss, ptrdiff_t n) {
     return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
+#undef LOSS_SUMS
+#define LOSS_SUMS 16
+
+/* Adds n losses, of which the first is number `at` of its tile, to LOSS_SUMS sums that take turns: the same bits
+ * however a tile is cut into steps. */
+static INLINE void V(add_losses)(const REAL *loss, ptrdiff_t n, ptrdiff_t at, double *sums) {
+    double turned[LOSS_SUMS];
+    ptrdiff_t i = 0;
+    for (ptrdiff_t k = 0; k < LOSS_SUMS; k++) turned[k] = sums[(at + k) % LOSS_SUMS];
+    for (; i + LOSS_SUMS <= n; i += LOSS_SUMS)
+        for (ptrdiff_t k = 0; k < LOSS_SUMS; k++) turned[k] += (double)loss[i + k];
+    for (ptrdiff_t k = 0; k < n - i; k++) turned[k] += (double)loss[i + k];
+    for (ptrdiff_t k = 0; k < LOSS_SUMS; k++) sums[(at + k) % LOSS_SUMS] = turned[k];
+}
+
 /* Adds n targets that count to the tile's by-products. */
 static void V(add_metrics)(const class_task *task, const REAL *entropy, const REAL *ahead, ptrdiff_t n,
                            fl_metrics *metrics) {
@@ -207,7 +222,7 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
     const int z_dtype = staged ? NATIVE : call->logits.dtype, grad_dtype = staged ? NATIVE : call->grad.dtype;
     const ptrdiff_t z_stride = staged ? LANE_TARGETS * real : in_stride;
     const ptrdiff_t grad_stride = staged ? LANE_TARGETS * real : out_stride;
-    double sums[4] = {0, 0, 0, 0}; /* of every fourth target: the same however the steps are cut */
+    double sums[LOSS_SUMS] = {0};
     V(batch) batch;
     V(lane_batch) lanes;
     lanes.of = &batch;
@@ -249,7 +264,7 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
                          grad ? grad_at + i * (staged ? real : out_size) : NULL, grad_stride, grad_dtype,
                          probs ? probs + from + i : NULL, call->target_probs.class_stride, &lanes, i,
                          n - i < LANES ? n - i : LANES);
-        for (ptrdiff_t i = 0; i < n; i++) sums[(from - first + i) % 4] += (double)batch.loss[i];
+        V(add_losses)(batch.loss, n, from - first, sums);
         if (losses) memcpy(losses + row, batch.loss, (size_t)n * sizeof *losses);
         ptrdiff_t counted = 0;
         for (ptrdiff_t i = 0; metrics && i < n; i++) {
@@ -267,7 +282,9 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
         }
     }
     if (streamed) vec_fence();
-    *loss = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    for (ptrdiff_t half = LOSS_SUMS / 2; half > 0; half /= 2)
+        for (ptrdiff_t k = 0; k < half; k++) sums[k] += sums[k + half];
+    *loss = sums[0];
     return FL_OK;
 }
 
