@@ -38,16 +38,37 @@ static INLINE V(int) V(lane_numbers)(void) {
     return V(int_load)(numbers);
 }
 
-/* One vector of V(exp_part): at most LANES elements, in full vectors all of them. With `moment`, what is returned times
- * x is added to it, or times the bound of x, so that no 0 meets an infinity. */
-static INLINE V(vec) V(exp_step)(V(vec) x, REAL *e, ptrdiff_t n, bool has_target, ptrdiff_t y, V(vec) * moment) {
-    const V(vec) floored = V(exp_floor)(x, EXP_SCALE_BITS);
-    V(vec) value = V(exp_floored)(floored);
-    if (e) n == LANES ? V(store)(e, value) : V(store_part)(e, value, n);
-    if (has_target) value = V(zero_where)(V(int_eq)(V(lane_numbers)(), V(int_set)((V(index))y)), value);
-    if (moment) *moment = V(fma)(value, floored, *moment);
-    return value;
+#ifndef FETCHED_PAGES
+#define FETCHED_PAGES 4
+#define PAGE_BYTES 4096
+/* What a step of a loop reads: a line of each page. */
+#define GROUP_BYTES (FETCHED_PAGES * 64)
+
+/* Which line to fetch of the first of the next FETCHED_PAGES pages while the group of lines at p is used; those of the
+ * other pages are a page apart. Memory gives more to a processor that asks for several pages at once: a prefetcher
+ * follows each, and none goes past the end of its own. */
+static INLINE const char *line_ahead(const void *p) {
+    const uintptr_t at = (uintptr_t)p, window = FETCHED_PAGES * PAGE_BYTES, used = at % window;
+    return (const char *)(at - used + window + used / GROUP_BYTES * 64);
 }
+static INLINE void fetch_ahead(const void *p) {
+    const char *line = line_ahead(p);
+    for (int page = 0; page < FETCHED_PAGES; page++) __builtin_prefetch(line + page * PAGE_BYTES);
+}
+static INLINE void fetch_ahead_for_writing(const void *p) {
+    for (int line = 0; line < FETCHED_PAGES; line++) __builtin_prefetch((const char *)p + PAGE_BYTES + line * 64, 1);
+}
+
+/* What a loop over exponentials has to do besides adding them up; known to the compiler. */
+typedef struct {
+    bool quick;      /* x is not clamped: positions tell whether all were in range */
+    bool keeps;      /* exponentials are kept in e */
+    bool padded;     /* where there is room for whole vectors */
+    bool has_target; /* sums leave out one element */
+    bool fetches, fetches_kept;
+    bool distances, moments, ranks;
+} exp_form;
+#endif
 
 /* How many classes rank in front of the target, whose logit is z_y in all lanes. */
 typedef struct {
@@ -72,50 +93,73 @@ static INLINE V(vec) V(below)(V(vec) x) {
                      V(select)(V(lt)(x, V(set)(REAL_LOWEST)), x, next));
 }
 
-/* Scaled exponentials of z - ref, kept in e unless that is NULL. Returns their sums per lane, with has_target without
- * that of element y; with sum_x, the sum of z - ref is added to it. What lies `fetched` elements further is read ahead
- * meanwhile, of e only where it is memory to come: the processors' own prefetchers keep up with neither. Padded: e has
- * room for whole vectors. With `moment`, what is summed times z - ref is added to it; with `rank`, the classes in front
- * of the target are counted. */
-static INLINE V(vec)
-    V(exp_part)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, bool has_target, ptrdiff_t y, ptrdiff_t fetched,
-                bool fetch_e, bool padded, V(vec) * sum_x, V(vec) * moment, V(ranking) * rank) {
-    const V(vec) r = V(set)(ref);
-    V(vec) sum0 = V(set)(0), sum1 = sum0, xs = sum0, moment0 = sum0, moment1 = sum0;
+/* What the loops over exponentials add up, in two sums that do not wait for each other. */
+typedef struct {
+    V(vec) sum[2];
+    V(vec) distance;  /* x */
+    V(vec) moment[2]; /* of what is in the sums, x e^x */
+    V(int) positions; /* the bits that occur in any V(exp_position) */
+    V(ranking) rank;
+} V(exp_sums);
+
+static INLINE V(exp_sums) V(no_exps)(void) {
+    const V(vec) zero = V(set)(0);
+    return (V(exp_sums)){{zero, zero}, zero, {zero, zero}, V(int_set)(0), {zero, 0}};
+}
+
+/* One vector: at most LANES elements, in full vectors all of them, of which `keep` are kept. Where x is clamped, a
+ * moment takes the bound for it, so that no 0 meets an infinity. */
+static INLINE void V(exp_step)(V(vec) x, REAL *e, ptrdiff_t keep, exp_form form, bool clamps, ptrdiff_t y, int k,
+                               V(exp_sums) * sums) {
+    if (clamps) x = V(exp_floor)(x, EXP_SCALE_BITS);
+    V(vec) value = V(exp_floored)(x);
+    if (form.quick) sums->positions = V(int_or)(sums->positions, V(bits)(V(exp_position)(x)));
+    if (form.keeps) keep == LANES ? V(store)(e, value) : V(store_part)(e, value, keep);
+    if (form.has_target) value = V(zero_where)(V(int_eq)(V(lane_numbers)(), V(int_set)((V(index))y)), value);
+    sums->sum[k] = V(add)(sums->sum[k], value);
+    if (form.moments) sums->moment[k] = V(fma)(value, x, sums->moment[k]);
+}
+
+/* Scaled exponentials of z - ref. y: the element that sums leave out, which may be outside. */
+static INLINE void V(exp_part)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, exp_form form, ptrdiff_t y,
+                               V(exp_sums) * sums) {
+    const V(vec) r = V(set)(ref), minus = V(set)(-ref);
+    const ptrdiff_t group = GROUP_BYTES / VEC_BYTES * LANES;
     ptrdiff_t i = 0;
-    for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        if (fetched) V(prefetch)(z + i + fetched, false);
-        if (fetch_e) V(prefetch)(e + i + fetched, true);
-        const V(vec) z0 = V(load)(z + i), z1 = V(load)(z + i + LANES);
-        const V(vec) x0 = V(sub)(z0, r), x1 = V(sub)(z1, r);
-        if (VEC_BYTES >= 64) {
-            if (fetched) V(prefetch)(z + i + LANES + fetched, false);
-            if (fetch_e) V(prefetch)(e + i + LANES + fetched, true);
+    for (; i + group <= n; i += group) {
+        if (form.fetches) fetch_ahead(z + i);
+        if (form.fetches_kept) fetch_ahead_for_writing(e + i);
+        for (ptrdiff_t k = 0; k < group; k += LANES) {
+            const V(vec) value = V(load)(z + i + k), x = V(add)(minus, value);
+            if (form.distances) sums->distance = V(add)(sums->distance, x);
+            if (form.ranks) V(rank_step)(&sums->rank, value, y - i - k);
+            V(exp_step)(x, form.keeps ? e + i + k : NULL, LANES, form, !form.quick, y - i - k, k / LANES % 2, sums);
         }
-        V(vec) *m0 = moment ? &moment0 : NULL, *m1 = moment ? &moment1 : NULL;
-        sum0 = V(add)(sum0, V(exp_step)(x0, e ? e + i : NULL, LANES, has_target, y - i, m0));
-        sum1 = V(add)(sum1, V(exp_step)(x1, e ? e + i + LANES : NULL, LANES, has_target, y - i - LANES, m1));
-        if (sum_x) xs = V(add)(xs, V(add)(x0, x1));
-        if (rank) V(rank_step)(rank, z0, y - i);
-        if (rank) V(rank_step)(rank, z1, y - i - LANES);
     }
-    if (i + LANES <= n) {
-        const V(vec) z0 = V(load)(z + i), x = V(sub)(z0, r);
-        sum0 = V(add)(sum0, V(exp_step)(x, e ? e + i : NULL, LANES, has_target, y - i, moment ? &moment0 : NULL));
-        if (sum_x) xs = V(add)(xs, x);
-        if (rank) V(rank_step)(rank, z0, y - i);
-        i += LANES;
+    if (form.fetches && i < n) fetch_ahead(z + i);
+    if (form.fetches_kept && i < n) fetch_ahead_for_writing(e + i);
+    for (; i + LANES <= n; i += LANES) {
+        const V(vec) value = V(load)(z + i), x = V(sub)(value, r);
+        if (form.distances) sums->distance = V(add)(sums->distance, x);
+        if (form.ranks) V(rank_step)(&sums->rank, value, y - i);
+        V(exp_step)(x, form.keeps ? e + i : NULL, LANES, form, !form.quick, y - i, 0, sums);
     }
     if (i < n) {
-        const V(vec) z1 = V(load_part)(z + i, n - i, -INFINITY), x = V(sub)(z1, r);
-        if (sum_x) xs = V(add)(xs, V(sub)(V(load_part)(z + i, n - i, ref), r)); /* before e replaces z */
-        V(vec) *m1 = moment ? &moment1 : NULL;
-        sum1 = V(add)(sum1, V(exp_step)(x, e ? e + i : NULL, padded ? LANES : n - i, has_target, y - i, m1));
-        if (rank) V(rank_step)(rank, z1, y - i);
+        const V(vec) value = V(load_part)(z + i, n - i, -INFINITY), x = V(sub)(value, r);
+        if (form.distances) /* before e replaces z */
+            sums->distance = V(add)(sums->distance, V(sub)(V(load_part)(z + i, n - i, ref), r));
+        if (form.ranks) V(rank_step)(&sums->rank, value, y - i);
+        V(exp_step)(x, form.keeps ? e + i : NULL, form.padded ? LANES : n - i, form, true, y - i, 1, sums);
     }
-    if (sum_x) *sum_x = V(add)(*sum_x, xs);
-    if (moment) *moment = V(add)(*moment, V(add)(moment0, moment1));
-    return V(add)(sum0, sum1);
+}
+
+/* Whether all exponentials of a quick loop, whose sum is given, were in its range: none is -inf or NaN, or so low that
+ * it would have to be clamped, and none so high that sums would not hold many. */
+static INLINE bool V(in_range)(V(vec) sum, V(int) positions) {
+    const V(vec) high = V(set)((REAL)((uint64_t)1 << EXP_SCALE_BITS) * (1 << 23));
+    const V(int) bits = V(int_and)(positions, V(int_set)(~EXP_POSITIONS));
+    return V(set_lanes)(V(int_eq)(bits, V(bits)(V(set)(EXP_ROUND)))) == ALL_LANES &&
+           V(set_lanes)(V(lt)(sum, high)) == ALL_LANES;
 }
 
 /* How many of n numbers are above the limit. */
@@ -133,23 +177,35 @@ static INLINE V(vec) V(count_above)(const REAL *z, ptrdiff_t n, V(vec) limit, V(
     return V(add)(count, other);
 }
 
-/* The forms for blocks: without and with exponentials kept, with moments, and the one for all else. */
-static LOOP V(vec) V(exp_moments)(const REAL *z, ptrdiff_t n, REAL ref, ptrdiff_t fetched, V(vec) * moment) {
-    return V(exp_part)(z, NULL, n, ref, false, 0, fetched, false, false, NULL, moment, NULL);
+/* The forms for blocks of long rows, each a function of its own: the quick ones that most blocks take, a quick one for
+ * all else, and the one for logits that are not in range. Each tells whether its sums are good. */
+typedef struct {
+    V(vec) sum, distance, moment;
+} V(block_sums);
+
+static INLINE bool V(exp_form_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, exp_form form, ptrdiff_t y,
+                                     V(block_sums) * out) {
+    V(exp_sums) sums = V(no_exps)();
+    V(exp_part)(z, e, n, ref, form, y, &sums);
+    out->sum = V(add)(sums.sum[0], sums.sum[1]);
+    if (form.distances) out->distance = sums.distance;
+    if (form.moments) out->moment = V(add)(sums.moment[0], sums.moment[1]);
+    return !form.quick || V(in_range)(out->sum, sums.positions);
 }
-static LOOP V(vec) V(exp_sums)(const REAL *z, ptrdiff_t n, REAL ref, ptrdiff_t fetched) {
-    return V(exp_part)(z, NULL, n, ref, false, 0, fetched, false, false, NULL, NULL, NULL);
-}
-static LOOP V(vec) V(exp_kept)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t fetched) {
-    return V(exp_part)(z, e, n, ref, false, 0, fetched, false, false, NULL, NULL, NULL);
-}
-static LOOP V(vec) V(exp_kept_and_fetched)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t fetched) {
-    return V(exp_part)(z, e, n, ref, false, 0, fetched, true, false, NULL, NULL, NULL);
-}
-static LOOP V(vec) V(exp_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t y, ptrdiff_t fetched,
-                                bool fetch_e, V(vec) * sum_x, V(vec) * moment) {
-    return V(exp_part)(z, e, n, ref, true, y, fetched, fetch_e, false, sum_x, moment, NULL);
-}
+#undef EXP_FORM
+#define EXP_FORM(name, ...)                                                                                     \
+    static LOOP bool V(name)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t y, V(block_sums) * out) { \
+        return V(exp_form_block)(z, e, n, ref, (exp_form){__VA_ARGS__}, y, out);                                \
+    }
+EXP_FORM(exp_added, .quick = true, .fetches = true)
+EXP_FORM(exp_kept, .quick = true, .keeps = true, .fetches = true)
+EXP_FORM(exp_kept_and_fetched, .quick = true, .keeps = true, .fetches = true, .fetches_kept = true)
+EXP_FORM(exp_moments, .quick = true, .fetches = true, .moments = true)
+EXP_FORM(exp_others, .quick = true, .fetches = true, .has_target = true, .distances = true, .moments = true)
+EXP_FORM(exp_others_kept, .quick = true, .keeps = true, .fetches = true, .fetches_kept = true, .has_target = true,
+         .distances = true)
+EXP_FORM(exp_clamped, .fetches = true, .has_target = true, .distances = true, .moments = true)
+EXP_FORM(exp_clamped_kept, .keeps = true, .fetches = true, .has_target = true, .distances = true)
 
 /* e = e * factor - shift. */
 static INLINE void V(scale_block)(REAL *e, ptrdiff_t n, REAL factor, REAL shift) {

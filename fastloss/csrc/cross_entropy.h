@@ -137,23 +137,14 @@ static INLINE void V(finish_metrics)(const V(finished) * f, V(vec) m, V(vec) z_y
 
 /* ---- Long rows: block by block against a reference, which need not be the maximum ---------------------------------
  *
- * The reference is the first block's maximum. A block that exceeds it by more than JUMP makes the maximum of all that
- * is left the reference, and what was done is scaled to it: at most once a row, and rarely. */
+ * The reference is the largest of the first logits and the target's. A block that exceeds it by more than JUMP makes
+ * the maximum of all that is left the reference, and what was done is scaled to it: at most once a row, and rarely. A
+ * block is tried without asking for its maximum and without clamping, and done again where that was too bold. */
 
 #undef JUMP
 #define JUMP 16
-#undef ROW_AHEAD
-/* How far ahead of the exponentials to fetch, in elements: from measurements; half as much lets memory idle. */
-#define ROW_AHEAD (FETCHED_BYTES / (ptrdiff_t)sizeof(REAL))
-#undef FETCHED_BYTES
-#define FETCHED_BYTES 4096
-
-/* n logits from z on as the working type: where they lie, or in `block`; and the maximum of each lane. */
-static INLINE const REAL *V(working)(const class_task *task, const void *z, ptrdiff_t n, bool native, REAL *block,
-                                     V(vec) * max) {
-    *max = native ? V(max_block)(z, n) : V(load_block)(z, task->call.logits.dtype, n, -INFINITY, block);
-    return native ? (const REAL *)z : block;
-}
+#undef FIRST_LOGITS
+#define FIRST_LOGITS (4 * LANES)
 
 /* The maximum of any number of logits. */
 static INLINE REAL V(max_of)(const class_task *task, const char *z, ptrdiff_t n, bool native) {
@@ -166,6 +157,59 @@ static INLINE REAL V(max_of)(const class_task *task, const char *z, ptrdiff_t n,
         max = V(max)(V(load_block)(p, task->call.logits.dtype, count, -INFINITY, block), max);
     }
     return V(hmax)(max);
+}
+
+/* What is known of a row so far, in units of e^ref. */
+typedef struct {
+    REAL ref;
+    bool careful;               /* blocks are no more tried without clamping */
+    double rest, moment, sum_x; /* of what came before the reference jumped */
+    V(acc) rests, moments, x_sums;
+} V(row_sums);
+
+/* Numbers from class c on exceed the reference by far. */
+static void V(jump)(const class_task *task, const char *z, ptrdiff_t c, bool native, REAL *kept, V(row_sums) * row) {
+    const ptrdiff_t size = native ? (ptrdiff_t)sizeof(REAL) : dtype_size(task->call.logits.dtype);
+    const REAL next = V(max_of)(task, z + c * size, task->call.classes - c, native);
+    const double step = (double)row->ref - next, shrink = exp(step);
+    row->rest += V(acc_sum)(row->rests);
+    row->moment += V(acc_sum)(row->moments);
+    row->moment = shrink == 0 ? 0 : shrink * (row->moment + step * row->rest);
+    row->rest *= shrink;
+    row->sum_x += V(acc_sum)(row->x_sums) + (double)c * step;
+    row->rests = row->moments = row->x_sums = V(acc_zero)();
+    if (kept) V(scale_block)(kept, c, (REAL)shrink, 0);
+    row->ref = next;
+}
+
+/* Adds the classes [c, c + n) of the row z, of which p holds the logits, and keeps their exponentials. */
+static INLINE void V(add_block)(const class_task *task, const char *z, const REAL *p, ptrdiff_t c, ptrdiff_t n,
+                                ptrdiff_t y, bool native, REAL *kept, bool fetches_kept, bool smooth, bool with_moments,
+                                V(row_sums) * row) {
+    const bool here = y >= c && y < c + n;
+    REAL *e = kept ? kept + c : NULL;
+    V(block_sums) sums;
+    bool done = false;
+    if (!row->careful) {
+        if (!kept)
+            done = (smooth || here ? V(exp_others)
+                    : with_moments ? V(exp_moments)
+                                   : V(exp_added))(p, e, n, row->ref, y - c, &sums);
+        else
+            done = (smooth || here ? V(exp_others_kept)
+                    : fetches_kept ? V(exp_kept_and_fetched)
+                                   : V(exp_kept))(p, e, n, row->ref, y - c, &sums);
+    }
+    if (!done) {
+        if (V(any)(V(lt)(V(set)(row->ref + JUMP), V(max_block)(p, n))))
+            V(jump)(task, z, c, native, kept, row);
+        else
+            row->careful = true;
+        (kept ? V(exp_clamped_kept) : V(exp_clamped))(p, e, n, row->ref, y - c, &sums);
+    }
+    V(acc_add)(&row->rests, sums.sum);
+    if (with_moments) V(acc_add)(&row->moments, sums.moment);
+    if (smooth) V(acc_add)(&row->x_sums, sums.distance);
 }
 
 /* A row whose exponentials are made and whose gradient is still to be scaled. That happens while the next row's
@@ -204,70 +248,54 @@ static INLINE void V(scale_pending)(const class_task *task, V(pending) * row, pt
         V(store_one)(row->grad + row->y * dtype_size(dtype), dtype, row->target_grad);
 }
 
+/* The logits of a block as the working type: where they lie, or in `block`. */
+static INLINE const REAL *V(working)(const class_task *task, const char *z, ptrdiff_t n, bool native, REAL *block) {
+    if (native) return (const REAL *)z;
+    const ptrdiff_t bytes = n * dtype_size(task->call.logits.dtype);
+    for (ptrdiff_t group = 0; group < bytes; group += GROUP_BYTES) fetch_ahead(z + group);
+    V(load_block)(z, task->call.logits.dtype, n, -INFINITY, block);
+    return block;
+}
+
+static INLINE V(row_sums) V(new_row)(const REAL *first, ptrdiff_t n, REAL z_y, bool careful) {
+    V(row_sums) row;
+    const REAL max = V(hmax)(V(max)(V(max_block)(first, n < FIRST_LOGITS ? n : FIRST_LOGITS), V(set)(z_y)));
+    row.ref = max > REAL_LOWEST ? max : REAL_LOWEST;
+    row.careful = careful;
+    row.rest = row.moment = row.sum_x = 0;
+    row.rests = row.moments = row.x_sums = V(acc_zero)();
+    return row;
+}
+
 /* pending: NULL where the gradient is scaled at once. */
 static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i, V(pending) * pending, bool native,
                           bool smooth, bool with_grad) {
     const ptrdiff_t classes = task->call.classes, y = (ptrdiff_t)batch->y[i];
     const ptrdiff_t in_size = native ? (ptrdiff_t)sizeof(REAL) : dtype_size(task->call.logits.dtype);
     const ptrdiff_t out_size = native ? (ptrdiff_t)sizeof(REAL) : dtype_size(task->call.grad.dtype);
-    const bool streams = batch->streams;
+    const bool streams = batch->streams, fetches_kept = native && with_grad && !streams;
     const char *z = batch->z[i];
     char *grad = batch->grad[i];
     REAL *kept = with_grad ? (REAL *)grad : NULL; /* the exponentials */
     if (with_grad && (!native || streams)) kept = batch->scratch + (streams ? i % 2 * scratch_row(classes) : 0);
-    REAL z_block[BLOCK];
+    REAL block[BLOCK];
     const REAL z_y = native ? ((const REAL *)z)[y] : V(load_one)(z + y * in_size, task->call.logits.dtype);
-    REAL ref = 0;
-    V(vec) top = V(set)(-INFINITY), limit = top;
-    V(acc) rests = V(acc_zero)(), x_sums = rests;
-    double rest = 0, sum_x = 0; /* of what came before the reference jumped */
+    V(row_sums) row;
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
         const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
-        if (!native)
-            for (ptrdiff_t line = 0; line < n * in_size; line += 64)
-                __builtin_prefetch(z + c * in_size + FETCHED_BYTES + line);
-        V(vec) max;
-        const REAL *z_c = V(working)(task, z + c * in_size, n, native, z_block, &max);
-        top = V(max)(max, top);
-        if (c == 0) {
-            const REAL first = V(hmax)(max);
-            ref = first > REAL_LOWEST ? first : REAL_LOWEST;
-            limit = V(set)(ref + JUMP);
-        } else if (V(any)(V(lt)(limit, max))) {
-            const REAL next = V(max_of)(task, z + c * in_size, classes - c, native);
-            const double shrink = exp((double)ref - next);
-            rest = (rest + V(acc_sum)(rests)) * shrink;
-            sum_x += V(acc_sum)(x_sums) + (double)c * ((double)ref - next);
-            rests = x_sums = V(acc_zero)();
-            if (kept) V(scale_block)(kept, c, (REAL)shrink, 0);
-            ref = next;
-            limit = V(set)(INFINITY);
-        }
-        REAL *e = kept ? kept + c : NULL;
-        V(vec) sum, x_sum = V(set)(0);
-        const ptrdiff_t ahead = native ? ROW_AHEAD : 0;
-        const bool fetch_e = native && with_grad && !streams;
-        if (smooth || (y >= c && y < c + n))
-            sum = V(exp_block)(z_c, e, n, ref, y - c, ahead, fetch_e, smooth ? &x_sum : NULL, NULL);
-        else if (!e)
-            sum = V(exp_sums)(z_c, n, ref, ahead);
-        else
-            sum = fetch_e ? V(exp_kept_and_fetched)(z_c, e, n, ref, ahead) : V(exp_kept)(z_c, e, n, ref, ahead);
-        V(acc_add)(&rests, sum);
-        if (smooth) V(acc_add)(&x_sums, x_sum);
+        const REAL *p = V(working)(task, z + c * in_size, n, native, block);
+        /* In place there is no second try. */
+        if (c == 0) row = V(new_row)(p, n, z_y, (const char *)kept == z);
+        V(add_block)(task, z, p, c, n, y, native, kept, fetches_kept, smooth, false, &row);
         if (pending) V(scale_pending)(task, pending, c + n, native, streams);
     }
-    rest += V(acc_sum)(rests);
-    sum_x += V(acc_sum)(x_sums);
-    const REAL m = V(hmax)(top);
-    const double unit = (ref == m ? 1 : exp((double)ref - m)) * SCALE_DOWN;
-    const double distance_sum = smooth ? (double)classes * ((double)m - ref) - sum_x : 0;
-    const V(finished) f =
-        V(finish)(task, true, V(set)(m), V(set)(z_y), V(set)((REAL)(rest * unit)), V(set)((REAL)distance_sum),
-                  V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
+    const REAL rest = (REAL)((row.rest + V(acc_sum)(row.rests)) * SCALE_DOWN);
+    const REAL distance_sum = smooth ? (REAL) - (row.sum_x + V(acc_sum)(row.x_sums)) : 0;
+    const V(finished) f = V(finish)(task, true, V(set)(row.ref), V(set)(z_y), V(set)(rest), V(set)(distance_sum),
+                                    V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
     batch->loss[i] = V(first_lane)(f.loss);
     if (!with_grad) return;
-    const REAL factor = (REAL)(V(first_lane)(f.factor) * unit), shift = smooth ? V(first_lane)(f.shift) : 0;
+    const REAL factor = V(first_lane)(f.factor) * SCALE_DOWN, shift = smooth ? V(first_lane)(f.shift) : 0;
     const REAL target_grad = V(first_lane)(f.target_grad);
     if (pending) {
         *pending = (V(pending)){grad, kept, factor, shift, target_grad, y, 0};
@@ -288,53 +316,21 @@ static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i
     REAL block[BLOCK], lse[LANES], entropy[LANES], place[LANES], ahead = 0;
     const REAL z_y = V(load_one)(z + y * size, dtype);
     const V(vec) below = V(below)(V(set)(z_y));
-    REAL ref = 0;
-    V(vec) top = V(set)(-INFINITY), limit = top;
-    V(acc) rests = V(acc_zero)(), moments = rests, x_sums = rests;
-    double rest = 0, moment = 0, sum_x = 0; /* of what came before the reference jumped */
+    V(row_sums) row;
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
         const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
-        V(vec) max;
-        const REAL *p = V(working)(task, z + c * size, n, native, block, &max);
-        top = V(max)(max, top);
-        if (c == 0) {
-            const REAL first = V(hmax)(max);
-            ref = first > REAL_LOWEST ? first : REAL_LOWEST;
-            limit = V(set)(ref + JUMP);
-        } else if (V(any)(V(lt)(limit, max))) {
-            const REAL next = V(max_of)(task, z + c * size, classes - c, native);
-            const double shrink = exp((double)ref - next), step = (double)ref - next;
-            rest += V(acc_sum)(rests);
-            moment += V(acc_sum)(moments);
-            moment = shrink == 0 ? 0 : shrink * (moment + step * rest);
-            rest *= shrink;
-            sum_x += V(acc_sum)(x_sums) + (double)c * step;
-            rests = moments = x_sums = V(acc_zero)();
-            ref = next;
-            limit = V(set)(INFINITY);
-        }
-        const ptrdiff_t fetched = native ? ROW_AHEAD : 0;
-        V(vec) sum, one_moment = V(set)(0), x_sum = V(set)(0);
-        if (smooth || (y >= c && y < c + n))
-            sum = V(exp_block)(p, NULL, n, ref, y - c, fetched, false, smooth ? &x_sum : NULL, &one_moment);
-        else
-            sum = V(exp_moments)(p, n, ref, fetched, &one_moment);
-        if (ahead < most && V(any)(V(lt)(below, max))) ahead += V(count_ahead)(p, n, y - c, z_y, most - ahead);
-        V(acc_add)(&rests, sum);
-        V(acc_add)(&moments, one_moment);
-        if (smooth) V(acc_add)(&x_sums, x_sum);
+        const REAL *p = V(working)(task, z + c * size, n, native, block);
+        if (c == 0) row = V(new_row)(p, n, z_y, false);
+        V(add_block)(task, z, p, c, n, y, native, NULL, false, smooth, true, &row);
+        if (ahead < most && V(any)(V(lt)(below, V(max_block)(p, n))))
+            ahead += V(count_ahead)(p, n, y - c, z_y, most - ahead);
     }
-    rest += V(acc_sum)(rests);
-    moment += V(acc_sum)(moments);
-    sum_x += V(acc_sum)(x_sums);
-    const REAL m = V(hmax)(top);
-    const double step = (double)ref - m, unit = (ref == m ? 1 : exp(step)) * SCALE_DOWN;
-    const double distance = smooth ? (double)classes * ((double)m - ref) - sum_x : 0;
-    const V(finished) f =
-        V(finish)(task, true, V(set)(m), V(set)(z_y), V(set)((REAL)(rest * unit)), V(set)((REAL)distance),
-                  V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
-    V(finish_metrics)(&f, V(set)(m), V(set)(z_y), V(set)((REAL)(unit * (moment + (ref == m ? 0 : step * rest)))),
-                      V(set)(ahead), lse, entropy, place);
+    const double moment = (row.moment + V(acc_sum)(row.moments)) * SCALE_DOWN;
+    const double distance = smooth ? -(row.sum_x + V(acc_sum)(row.x_sums)) : 0;
+    const REAL rest = (REAL)((row.rest + V(acc_sum)(row.rests)) * SCALE_DOWN);
+    const V(finished) f = V(finish)(task, true, V(set)(row.ref), V(set)(z_y), V(set)(rest), V(set)((REAL)distance),
+                                    V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
+    V(finish_metrics)(&f, V(set)(row.ref), V(set)(z_y), V(set)((REAL)moment), V(set)(ahead), lse, entropy, place);
     batch->loss[i] = V(first_lane)(f.loss);
     batch->lse[i] = lse[0];
     batch->entropy[i] = entropy[0];
@@ -423,23 +419,19 @@ static INLINE V(vec) V(row_max)(const REAL *z, ptrdiff_t classes, ptrdiff_t vect
     return max;
 }
 
-/* As V(exp_part) with has_target and padded, unrolled where the number of vectors is known. */
-static INLINE V(vec) V(row_exps)(const REAL *z, REAL *e, ptrdiff_t classes, ptrdiff_t vectors, REAL ref, ptrdiff_t y,
-                                 ptrdiff_t fetched, V(vec) * sum_x, V(vec) * moment, V(ranking) * rank) {
-    if (!vectors) return V(exp_part)(z, e, classes, ref, true, y, fetched, false, true, sum_x, moment, rank);
-    const V(vec) zero = V(set)(0);
-    V(vec) sums[2] = {zero, zero}, moments[2] = {zero, zero};
+/* V(exp_part), unrolled where the number of vectors is known. */
+static INLINE void V(row_exps)(const REAL *z, REAL *e, ptrdiff_t classes, ptrdiff_t vectors, REAL ref, exp_form form,
+                               ptrdiff_t y, ptrdiff_t fetched, V(exp_sums) * sums) {
+    for (ptrdiff_t c = 0; !vectors && fetched && c < classes; c += LANES) V(prefetch)(z + fetched + c, false);
+    if (!vectors) V(exp_part)(z, e, classes, ref, form, y, sums);
     for (ptrdiff_t v = 0; v < vectors; v++) {
         V(prefetch)(z + fetched + v * LANES, false);
         const V(vec) value = V(row_vector)(z, classes, v, vectors, -INFINITY), x = V(sub)(value, V(set)(ref));
-        V(vec) *m = moment ? &moments[v % 2] : NULL;
-        const V(vec) part = V(exp_step)(x, e ? e + v * LANES : NULL, LANES, true, y - v * LANES, m);
-        sums[v % 2] = v < 2 ? part : V(add)(sums[v % 2], part);
-        if (sum_x) *sum_x = V(add)(*sum_x, V(sub)(V(row_vector)(z, classes, v, vectors, ref), V(set)(ref)));
-        if (rank) V(rank_step)(rank, value, y - v * LANES);
+        if (form.distances)
+            sums->distance = V(add)(sums->distance, V(sub)(V(row_vector)(z, classes, v, vectors, ref), V(set)(ref)));
+        if (form.ranks) V(rank_step)(&sums->rank, value, y - v * LANES);
+        V(exp_step)(x, e ? e + v * LANES : NULL, LANES, form, true, y - v * LANES, v % 2, sums);
     }
-    if (moment) *moment = V(add)(moments[0], moments[1]);
-    return V(add)(sums[0], sums[1]);
 }
 
 /* p = e * factor - shift for a row that has its whole vectors in e. */
@@ -464,6 +456,12 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
     const ptrdiff_t padded = (vectors ? vectors : (classes + LANES - 1) / LANES) * LANES;
     const ptrdiff_t fetched = native ? LANES * classes : 0;
     const bool fetches_grad = with_grad && native && !batch->streams;
+    const exp_form form = {.keeps = with_grad,
+                           .has_target = true,
+                           .padded = true,
+                           .distances = smooth,
+                           .moments = with_metrics,
+                           .ranks = with_metrics};
     REAL stage[ROW_STAGE]; /* of logits that are converted, then of the exponentials */
     REAL m[LANES], aheads[LANES], z_y[ROW_GROUPS * LANES];
     V(lane_sums) all;
@@ -489,12 +487,14 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
         for (ptrdiff_t r = count; r < LANES; r++) distances[r] = moments[r] = V(set)(0);
         for (ptrdiff_t r = 0; r < count; r++) {
             const ptrdiff_t at = group * LANES + r;
-            V(ranking) rank = {V(set)(z_y[at]), 0};
-            distances[r] = moments[r] = V(set)(0);
-            sums[r] = V(row_exps)(z[r], with_grad ? stage + at * padded : NULL, classes, vectors, m[r], y[r], fetched,
-                                  smooth ? &distances[r] : NULL, with_metrics ? &moments[r] : NULL,
-                                  with_metrics ? &rank : NULL);
-            aheads[r] = (REAL)rank.ahead;
+            V(exp_sums) its = V(no_exps)();
+            its.rank.z_y = V(set)(z_y[at]);
+            V(row_exps)(z[r], with_grad ? stage + at * padded : NULL, classes, vectors, m[r], form, y[r], fetched,
+                        &its);
+            sums[r] = V(add)(its.sum[0], its.sum[1]);
+            distances[r] = its.distance;
+            moments[r] = V(add)(its.moment[0], its.moment[1]);
+            aheads[r] = (REAL)its.rank.ahead;
             if (fetches_grad) /* the lines will be there when the groups are finished */
                 for (ptrdiff_t c = 0; c < padded; c += LANES)
                     V(prefetch)((const REAL *)batch->grad[first + at] + c, true);

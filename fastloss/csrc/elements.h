@@ -236,8 +236,10 @@ static INLINE double V(element_block)(const element_task *task, int loss, const 
      * CPU sees at once, and it looks a fixed number of instructions ahead. */
     REAL u[BLOCK];
     for (ptrdiff_t i = 0; i < n; i += LANES) {
-        V(prefetch)(z + i + ROW_AHEAD, false);
-        V(prefetch)(y + i + ROW_AHEAD, false);
+        if (i * (ptrdiff_t)sizeof(REAL) % GROUP_BYTES == 0) {
+            fetch_ahead(z + i);
+            fetch_ahead(y + i);
+        }
         const V(vec) target = V(load)(y + i);
         V(store)(u + i, V(element_exp)(loss, V(load)(z + i), relabels ? V(fma)(target, rest, shift) : target));
     }

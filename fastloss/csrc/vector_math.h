@@ -2,6 +2,8 @@
  * tests/c/test_math.c, over every float, and sampled for double. */
 
 #undef EXP_SCALE_BITS
+#undef EXP_POSITIONS
+#undef EXP_STEPS
 #if WORKING_TYPE == 32
 
 /* Scaled exponentials e^x 2^24 stay normal numbers wherever e^x is not zero, subnormals included. */
@@ -29,6 +31,7 @@ static INLINE f_vec f_log_tail(f_vec z) {
 #define EXP_LN2_LOWER -0x1.bd0106p-13f
 #define EXP_ROUND 0x1.8p23f
 #define EXP_BIAS 127
+#define EXP_EXPONENT_BITS 8
 #define LOG_MANTISSA 0x007fffff
 #define LOG_TINY 0x1p-126f
 #define LOG_SQRT_HALF 0x3f3504f3
@@ -67,6 +70,7 @@ static INLINE d_vec d_log_tail(d_vec z) {
 #undef EXP_LN2_LOWER
 #undef EXP_ROUND
 #undef EXP_BIAS
+#undef EXP_EXPONENT_BITS
 #undef LOG_MANTISSA
 #undef LOG_TINY
 #undef LOG_SQRT_HALF
@@ -76,6 +80,7 @@ static INLINE d_vec d_log_tail(d_vec z) {
 #define EXP_LN2_LOWER 0x1.a39ef35793c76p-33
 #define EXP_ROUND 0x1.8p52
 #define EXP_BIAS 1023
+#define EXP_EXPONENT_BITS 11
 #define LOG_MANTISSA 0x000fffffffffffff
 #define LOG_TINY 0x1p-1022
 #define LOG_SQRT_HALF 0x3fe6a09e667f3bcd
@@ -102,19 +107,32 @@ static INLINE V(vec) V(exp_split)(V(vec) x, int scale_bits, V(vec) * power) {
     return V(exp_tail)(r);
 }
 
+#if WORKING_TYPE == 32 && defined(POW2_STEP_BITS)
+#define EXP_STEPS (1 << POW2_STEP_BITS)
+#else
+#define EXP_STEPS 1
+#endif
+
+/* x in units of ln 2 / EXP_STEPS, rounded: what says which power of 2 is in e^x 2^EXP_SCALE_BITS. Its bits are those of
+ * EXP_ROUND, but for the lowest, EXP_POSITIONS, as long as x is in the range in which that is neither 0 nor infinite.
+ */
+#define EXP_POSITIONS ((V(index))(EXP_STEPS << EXP_EXPONENT_BITS) - 1)
+static INLINE V(vec) V(exp_position)(V(vec) x) {
+    const V(vec) round = V(set)(EXP_ROUND + (REAL)EXP_STEPS * (EXP_BIAS + EXP_SCALE_BITS));
+    return V(fma)(x, V(set)((REAL)EXP_STEPS * EXP_PER_LN2), round);
+}
+
 /* e^x 2^EXP_SCALE_BITS for x of V(exp_floor); exactly 0 for its lowest, exactly 2^EXP_SCALE_BITS for 0. The caller
  * keeps x below 60. */
 #if WORKING_TYPE == 32 && defined(POW2_STEP_BITS)
 /* A table of the powers between those of two leaves so little to the polynomial that two coefficients do. */
 static INLINE f_vec f_exp_floored(f_vec x) {
-    const float steps = 1 << POW2_STEP_BITS;
-    const f_vec round = f_set(EXP_ROUND + steps * (EXP_BIAS + EXP_SCALE_BITS));
     const f_vec c2 = f_set(POW2_STEP_BITS == 3 ? 0x1.000878p-1f : 0x1.000220p-1f);
     const f_vec c3 = f_set(POW2_STEP_BITS == 3 ? 0x1.5556fap-3f : 0x1.55561cp-3f);
-    const f_vec t = f_fma(x, f_set(steps * EXP_PER_LN2), round);
-    const f_vec n = f_sub(t, round);
-    f_vec r = f_fnma(n, f_set(EXP_LN2_UPPER / steps), x);
-    r = f_fnma(n, f_set(EXP_LN2_LOWER / steps), r);
+    const f_vec t = f_exp_position(x);
+    const f_vec n = f_sub(t, f_set(EXP_ROUND + (float)EXP_STEPS * (EXP_BIAS + EXP_SCALE_BITS)));
+    f_vec r = f_fnma(n, f_set(EXP_LN2_UPPER / EXP_STEPS), x);
+    r = f_fnma(n, f_set(EXP_LN2_LOWER / EXP_STEPS), r);
     const f_vec power = f_pow2_steps(t);
     return f_fma(f_fma(f_fma(c3, r, c2), f_mul(r, r), r), power, power);
 }

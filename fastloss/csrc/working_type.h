@@ -3,9 +3,12 @@
 #undef V
 #undef REAL
 #undef LANES
+#undef ALL_LANES
 #undef REAL_LOWEST
 
 #define LANES ((ptrdiff_t)(VEC_BYTES / sizeof(REAL)))
+/* What V(set_lanes) is where a mask is set in all of them. */
+#define ALL_LANES ((1u << LANES) - 1)
 
 #if WORKING_TYPE == 32
 #define V(name) f_##name
