@@ -161,7 +161,7 @@ static INLINE REAL V(max_of)(const class_task *task, const char *z, ptrdiff_t n,
 
 /* What is known of a row so far, in units of e^ref. */
 typedef struct {
-    REAL ref;
+    REAL ref, z_y, ahead;
     bool careful;               /* blocks are no more tried without clamping */
     double rest, moment, sum_x; /* of what came before the reference jumped */
     V(acc) rests, moments, x_sums;
@@ -257,84 +257,65 @@ static INLINE const REAL *V(working)(const class_task *task, const char *z, ptrd
     return block;
 }
 
-static INLINE V(row_sums) V(new_row)(const REAL *first, ptrdiff_t n, REAL z_y, bool careful) {
-    V(row_sums) row;
+static INLINE void V(begin_row)(V(row_sums) * row, const REAL *first, ptrdiff_t n, REAL z_y, bool careful) {
     const REAL max = V(hmax)(V(max)(V(max_block)(first, n < FIRST_LOGITS ? n : FIRST_LOGITS), V(set)(z_y)));
-    row.ref = max > REAL_LOWEST ? max : REAL_LOWEST;
-    row.careful = careful;
-    row.rest = row.moment = row.sum_x = 0;
-    row.rests = row.moments = row.x_sums = V(acc_zero)();
-    return row;
+    row->ref = max > REAL_LOWEST ? max : REAL_LOWEST;
+    row->z_y = z_y;
+    row->careful = careful;
+    row->ahead = 0;
+    row->rest = row->moment = row->sum_x = 0;
+    row->rests = row->moments = row->x_sums = V(acc_zero)();
 }
 
-/* pending: NULL where the gradient is scaled at once. */
-static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i, V(pending) * pending, bool native,
-                          bool smooth, bool with_grad) {
+/* The sums of row i. pending: the row before, to be scaled meanwhile, or NULL. */
+static INLINE void V(add_row)(const class_task *task, const V(batch) * batch, ptrdiff_t i, REAL *kept,
+                              V(pending) * pending, bool native, bool smooth, bool with_metrics, V(row_sums) * row) {
     const ptrdiff_t classes = task->call.classes, y = (ptrdiff_t)batch->y[i];
-    const ptrdiff_t in_size = native ? (ptrdiff_t)sizeof(REAL) : dtype_size(task->call.logits.dtype);
-    const ptrdiff_t out_size = native ? (ptrdiff_t)sizeof(REAL) : dtype_size(task->call.grad.dtype);
-    const bool streams = batch->streams, fetches_kept = native && with_grad && !streams;
+    const ptrdiff_t size = native ? (ptrdiff_t)sizeof(REAL) : dtype_size(task->call.logits.dtype);
+    const bool streams = batch->streams;
     const char *z = batch->z[i];
-    char *grad = batch->grad[i];
-    REAL *kept = with_grad ? (REAL *)grad : NULL; /* the exponentials */
-    if (with_grad && (!native || streams)) kept = batch->scratch + (streams ? i % 2 * scratch_row(classes) : 0);
+    const REAL z_y = native ? ((const REAL *)z)[y] : V(load_one)(z + y * size, task->call.logits.dtype);
+    const REAL most = with_metrics ? V(most_ahead)(task) : 0;
+    const V(vec) below = V(below)(V(set)(z_y));
     REAL block[BLOCK];
-    const REAL z_y = native ? ((const REAL *)z)[y] : V(load_one)(z + y * in_size, task->call.logits.dtype);
-    V(row_sums) row;
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
         const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
-        const REAL *p = V(working)(task, z + c * in_size, n, native, block);
+        const REAL *p = V(working)(task, z + c * size, n, native, block);
         /* In place there is no second try. */
-        if (c == 0) row = V(new_row)(p, n, z_y, (const char *)kept == z);
-        V(add_block)(task, z, p, c, n, y, native, kept, fetches_kept, smooth, false, &row);
+        if (c == 0) V(begin_row)(row, p, n, z_y, (const char *)kept == z);
+        V(add_block)(task, z, p, c, n, y, native, kept, native && !streams, smooth, with_metrics, row);
+        if (row->ahead < most && V(any)(V(lt)(below, V(max_block)(p, n))))
+            row->ahead += V(count_ahead)(p, n, y - c, z_y, most - row->ahead);
         if (pending) V(scale_pending)(task, pending, c + n, native, streams);
     }
-    const REAL rest = (REAL)((row.rest + V(acc_sum)(row.rests)) * SCALE_DOWN);
-    const REAL distance_sum = smooth ? (REAL) - (row.sum_x + V(acc_sum)(row.x_sums)) : 0;
-    const V(finished) f = V(finish)(task, true, V(set)(row.ref), V(set)(z_y), V(set)(rest), V(set)(distance_sum),
-                                    V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
-    batch->loss[i] = V(first_lane)(f.loss);
-    if (!with_grad) return;
+    row->rest += V(acc_sum)(row->rests);
+    if (with_metrics) row->moment += V(acc_sum)(row->moments);
+    if (smooth) row->sum_x += V(acc_sum)(row->x_sums);
+}
+
+/* Loss and gradient. pending: NULL where the gradient is scaled at once. */
+static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i, V(pending) * pending, bool native,
+                          bool smooth) {
+    const ptrdiff_t classes = task->call.classes, y = (ptrdiff_t)batch->y[i];
+    const int dtype = task->call.grad.dtype;
+    const bool streams = batch->streams;
+    char *grad = batch->grad[i];
+    REAL *kept = (REAL *)grad; /* the exponentials */
+    if (!native || streams) kept = batch->scratch + (streams ? i % 2 * scratch_row(classes) : 0);
+    V(row_sums) row;
+    V(add_row)(task, batch, i, kept, pending, native, smooth, false, &row);
+    const V(finished) f =
+        V(finish)(task, true, V(set)(row.ref), V(set)(row.z_y), V(set)((REAL)(row.rest * SCALE_DOWN)),
+                  V(set)((REAL)-row.sum_x), V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
     const REAL factor = V(first_lane)(f.factor) * SCALE_DOWN, shift = smooth ? V(first_lane)(f.shift) : 0;
     const REAL target_grad = V(first_lane)(f.target_grad);
+    batch->loss[i] = V(first_lane)(f.loss);
     if (pending) {
         *pending = (V(pending)){grad, kept, factor, shift, target_grad, y, 0};
         return;
     }
-    V(store_scaled)(grad, task->call.grad.dtype, classes, kept, factor, shift);
-    V(store_one)(grad + y * out_size, task->call.grad.dtype, target_grad);
-}
-
-/* One row of any length, for its loss and by-products. */
-static void V(metrics_row)(const class_task *task, V(batch) * batch, ptrdiff_t i) {
-    const ptrdiff_t classes = task->call.classes, y = (ptrdiff_t)batch->y[i];
-    const int dtype = task->call.logits.dtype;
-    const ptrdiff_t size = dtype_size(dtype);
-    const bool smooth = task->call.label_smoothing > 0, native = batch->native;
-    const char *z = batch->z[i];
-    const REAL most = V(most_ahead)(task);
-    REAL block[BLOCK], lse[LANES], entropy[LANES], place[LANES], ahead = 0;
-    const REAL z_y = V(load_one)(z + y * size, dtype);
-    const V(vec) below = V(below)(V(set)(z_y));
-    V(row_sums) row;
-    for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
-        const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
-        const REAL *p = V(working)(task, z + c * size, n, native, block);
-        if (c == 0) row = V(new_row)(p, n, z_y, false);
-        V(add_block)(task, z, p, c, n, y, native, NULL, false, smooth, true, &row);
-        if (ahead < most && V(any)(V(lt)(below, V(max_block)(p, n))))
-            ahead += V(count_ahead)(p, n, y - c, z_y, most - ahead);
-    }
-    const double moment = (row.moment + V(acc_sum)(row.moments)) * SCALE_DOWN;
-    const double distance = smooth ? -(row.sum_x + V(acc_sum)(row.x_sums)) : 0;
-    const REAL rest = (REAL)((row.rest + V(acc_sum)(row.rests)) * SCALE_DOWN);
-    const V(finished) f = V(finish)(task, true, V(set)(row.ref), V(set)(z_y), V(set)(rest), V(set)((REAL)distance),
-                                    V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
-    V(finish_metrics)(&f, V(set)(row.ref), V(set)(z_y), V(set)((REAL)moment), V(set)(ahead), lse, entropy, place);
-    batch->loss[i] = V(first_lane)(f.loss);
-    batch->lse[i] = lse[0];
-    batch->entropy[i] = entropy[0];
-    batch->ahead[i] = place[0];
+    V(store_scaled)(grad, dtype, classes, kept, factor, shift);
+    V(store_one)(grad + y * dtype_size(dtype), dtype, target_grad);
 }
 
 /* ---- Vectors of targets, for whom sums are known --------------------------------------------------------------- */
@@ -390,6 +371,39 @@ static INLINE void V(finish_all)(const class_task *task, const V(lane_sums) * su
         (V(has_options)(task) ? V(finish_both) : V(finish_measured))(task, sums, vectors, batch, first, f);
     else
         (V(has_options)(task) ? V(finish_optional) : V(finish_plain))(task, sums, vectors, batch, first, f);
+}
+
+/* ---- Long rows without gradients: finished as many at a time as there are vectors of them ---------------------- */
+
+static INLINE void V(rows_without_grad)(const class_task *task, V(batch) * batch, bool native, bool smooth,
+                                        bool with_metrics) {
+    for (ptrdiff_t first = 0; first < batch->count; first += LANE_TARGETS) {
+        const ptrdiff_t n = batch->count - first < LANE_TARGETS ? batch->count - first : LANE_TARGETS;
+        const ptrdiff_t vectors = (n + LANES - 1) / LANES;
+        V(lane_sums) sums;
+        for (ptrdiff_t v = 0; v < vectors; v++) {
+            REAL ref[LANES], z_y[LANES], rest[LANES], distance[LANES], moment[LANES], ahead[LANES];
+            V(row_sums) row = {0};
+            for (ptrdiff_t k = 0; k < LANES; k++) {
+                if (v * LANES + k < n) /* else the last one again */
+                    V(add_row)(task, batch, first + v * LANES + k, NULL, NULL, native, smooth, with_metrics, &row);
+                ref[k] = row.ref;
+                z_y[k] = row.z_y;
+                rest[k] = (REAL)(row.rest * SCALE_DOWN);
+                distance[k] = (REAL)-row.sum_x;
+                moment[k] = (REAL)(row.moment * SCALE_DOWN);
+                ahead[k] = row.ahead;
+            }
+            sums.max[v] = V(load)(ref);
+            sums.z_y[v] = V(load)(z_y);
+            sums.rest[v] = V(load)(rest);
+            sums.distance[v] = V(load)(distance);
+            sums.moment[v] = V(load)(moment);
+            sums.ahead[v] = V(load)(ahead);
+        }
+        V(finished) f[LANE_VECTORS];
+        V(finish_all)(task, &sums, vectors, batch, first, with_metrics, f);
+    }
 }
 
 /* ---- Rows of one block: one vector finishes as many of them as it has lanes ------------------------------------- */
@@ -946,10 +960,12 @@ static INLINE void V(index_rows_as)(const class_task *task, V(batch) * batch, bo
         V(block_rows)(task, batch, false);
     } else if (with_grad && (native || batch->streams)) {
         V(pending) pending = {0};
-        for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, &pending, native, smooth, with_grad);
+        for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, &pending, native, smooth);
         V(scale_pending)(task, &pending, classes, native, batch->streams);
+    } else if (with_grad) {
+        for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, NULL, native, smooth);
     } else {
-        for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, NULL, native, smooth, with_grad);
+        V(rows_without_grad)(task, batch, native, smooth, false);
     }
 }
 
@@ -970,7 +986,7 @@ static void V(metrics_rows)(const class_task *task, V(batch) * batch) {
     if (classes <= ONE_BLOCK_ROW && !smooth)
         V(block_rows)(task, batch, true);
     else
-        for (ptrdiff_t i = 0; i < count; i++) V(metrics_row)(task, batch, i);
+        V(rows_without_grad)(task, batch, batch->native, smooth, true);
 }
 
 /* Functions of their own: together they would take the stack that all of them take. */

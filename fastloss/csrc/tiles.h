@@ -266,8 +266,9 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
                          n - i < LANES ? n - i : LANES);
         V(add_losses)(batch.loss, n, from - first, sums);
         if (losses) memcpy(losses + row, batch.loss, (size_t)n * sizeof *losses);
-        ptrdiff_t counted = 0;
-        for (ptrdiff_t i = 0; metrics && i < n; i++) {
+        ptrdiff_t counted = metrics && !lanes.any_ignored ? n : 0;
+        if (counted && call->lse) memcpy((REAL *)call->lse + row, batch.lse, (size_t)n * sizeof(REAL));
+        for (ptrdiff_t i = 0; metrics && lanes.any_ignored && i < n; i++) {
             if (call->lse) ((REAL *)call->lse)[row + i] = lanes.y[i] < 0 ? 0 : batch.lse[i];
             if (lanes.y[i] < 0) continue;
             batch.entropy[counted] = batch.entropy[i];
