@@ -302,7 +302,7 @@ static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i,
     char *grad = batch->grad[i];
     REAL *kept = (REAL *)grad; /* the exponentials */
     if (!native || streams) kept = batch->scratch + (streams ? i % 2 * scratch_row(classes) : 0);
-    V(row_sums) row;
+    V(row_sums) row = {0};
     V(add_row)(task, batch, i, kept, pending, native, smooth, false, &row);
     const V(finished) f =
         V(finish)(task, true, V(set)(row.ref), V(set)(row.z_y), V(set)((REAL)(row.rest * SCALE_DOWN)),
