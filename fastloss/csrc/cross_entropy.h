@@ -63,7 +63,7 @@ static INLINE V(finished) V(finish)(const class_task *task, bool options, V(vec)
     const REAL z_loss = options ? (REAL)task->call.z_loss : 0;
     const V(vec) one = V(set)(1);
     const V(vec) e_y = V(exp)(V(sub)(z_y, m));
-    const V(vec) inverse = V(div)(one, V(add)(rest, e_y));
+    const V(vec) inverse = V(reciprocal)(V(add)(rest, e_y));
     const V(vec) log_sum = V(log1p_inverse)(V(add)(rest, V(sub)(e_y, one)), inverse);
     const V(vec) nll = V(add)(V(sub)(m, z_y), log_sum);
     V(vec) part = a, total = a, extra = V(set)(0);
@@ -888,12 +888,12 @@ static INLINE void V(lanes_to_rows)(const REAL *tile, ptrdiff_t classes, const V
     }
 }
 
-/* Rows of any type and distance behind each other, the first one again where there are no more; and back. `packed` has
- * room for another vector. */
+/* Rows of any type and distance behind each other, rows of 0 where there are no more; and back. `packed` has room for
+ * another vector. */
 static LOOP void V(pack_rows)(const class_task *task, char *const row[], ptrdiff_t n, ptrdiff_t padded, REAL *packed) {
     const ptrdiff_t classes = task->call.classes;
-    for (ptrdiff_t i = 0; i < padded; i++)
-        V(load_block)(row[i < n ? i : 0], task->call.logits.dtype, classes, 0, packed + i * classes);
+    for (ptrdiff_t i = 0; i < n; i++) V(load_block)(row[i], task->call.logits.dtype, classes, 0, packed + i * classes);
+    memset(packed + n * classes, 0, (size_t)((padded - n) * classes) * sizeof(REAL));
 }
 static LOOP void V(unpack_rows)(const class_task *task, const REAL *packed, ptrdiff_t n, char *const row[]) {
     const ptrdiff_t classes = task->call.classes;

@@ -7,6 +7,7 @@
  *     load_part                the first n lanes only, 0 < n <= lanes, and `fill` in the others
  *     store_part               the first n lanes only, 0 < n < lanes
  *     fma, fnma                a b + c, c - a b; one rounding where VEC_HAS_FMA
+ *     reciprocal               1 / x within 1 ULP, for x and 1 / x among the normal numbers
  *     max, min                 the second operand where either is NaN
  *     lt, eq, any              lane masks, false for NaN; whether any lane is set
  *     set_lanes                the lanes of a mask that are set, as bits
@@ -73,6 +74,7 @@ static INLINE f_vec f_mul(f_vec a, f_vec b) { return _mm256_mul_ps(a, b); }
 static INLINE f_vec f_div(f_vec a, f_vec b) { return _mm256_div_ps(a, b); }
 static INLINE f_vec f_fma(f_vec a, f_vec b, f_vec c) { return _mm256_fmadd_ps(a, b, c); }
 static INLINE f_vec f_fnma(f_vec a, f_vec b, f_vec c) { return _mm256_fnmadd_ps(a, b, c); }
+static INLINE f_vec f_reciprocal(f_vec x) { return _mm256_div_ps(_mm256_set1_ps(1), x); }
 static INLINE f_vec f_max(f_vec a, f_vec b) { return _mm256_max_ps(a, b); }
 static INLINE f_vec f_min(f_vec a, f_vec b) { return _mm256_min_ps(a, b); }
 static INLINE f_vec f_abs(f_vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
@@ -199,6 +201,7 @@ static INLINE d_vec d_mul(d_vec a, d_vec b) { return _mm256_mul_pd(a, b); }
 static INLINE d_vec d_div(d_vec a, d_vec b) { return _mm256_div_pd(a, b); }
 static INLINE d_vec d_fma(d_vec a, d_vec b, d_vec c) { return _mm256_fmadd_pd(a, b, c); }
 static INLINE d_vec d_fnma(d_vec a, d_vec b, d_vec c) { return _mm256_fnmadd_pd(a, b, c); }
+static INLINE d_vec d_reciprocal(d_vec x) { return _mm256_div_pd(_mm256_set1_pd(1), x); }
 static INLINE d_vec d_max(d_vec a, d_vec b) { return _mm256_max_pd(a, b); }
 static INLINE d_vec d_min(d_vec a, d_vec b) { return _mm256_min_pd(a, b); }
 static INLINE d_vec d_abs(d_vec a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }

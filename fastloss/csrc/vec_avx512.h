@@ -34,6 +34,11 @@ static INLINE f_vec f_mul(f_vec a, f_vec b) { return _mm512_mul_ps(a, b); }
 static INLINE f_vec f_div(f_vec a, f_vec b) { return _mm512_div_ps(a, b); }
 static INLINE f_vec f_fma(f_vec a, f_vec b, f_vec c) { return _mm512_fmadd_ps(a, b, c); }
 static INLINE f_vec f_fnma(f_vec a, f_vec b, f_vec c) { return _mm512_fnmadd_ps(a, b, c); }
+/* An estimate of 14 bits and a step of Newton's: a fourth of a division's time. */
+static INLINE f_vec f_reciprocal(f_vec x) {
+    const f_vec r = _mm512_rcp14_ps(x);
+    return _mm512_fmadd_ps(_mm512_fnmadd_ps(x, r, _mm512_set1_ps(1)), r, r);
+}
 static INLINE f_vec f_max(f_vec a, f_vec b) { return _mm512_max_ps(a, b); }
 static INLINE f_vec f_min(f_vec a, f_vec b) { return _mm512_min_ps(a, b); }
 static INLINE f_vec f_abs(f_vec a) { return _mm512_abs_ps(a); }
@@ -156,6 +161,7 @@ static INLINE d_vec d_mul(d_vec a, d_vec b) { return _mm512_mul_pd(a, b); }
 static INLINE d_vec d_div(d_vec a, d_vec b) { return _mm512_div_pd(a, b); }
 static INLINE d_vec d_fma(d_vec a, d_vec b, d_vec c) { return _mm512_fmadd_pd(a, b, c); }
 static INLINE d_vec d_fnma(d_vec a, d_vec b, d_vec c) { return _mm512_fnmadd_pd(a, b, c); }
+static INLINE d_vec d_reciprocal(d_vec x) { return _mm512_div_pd(_mm512_set1_pd(1), x); }
 static INLINE d_vec d_max(d_vec a, d_vec b) { return _mm512_max_pd(a, b); }
 static INLINE d_vec d_min(d_vec a, d_vec b) { return _mm512_min_pd(a, b); }
 static INLINE d_vec d_abs(d_vec a) { return _mm512_abs_pd(a); }

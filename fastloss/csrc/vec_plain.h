@@ -56,6 +56,7 @@ typedef struct {
     static INLINE P##_vec P##_sub(P##_vec a, P##_vec b) { return a - b; }                                            \
     static INLINE P##_vec P##_mul(P##_vec a, P##_vec b) { return a * b; }                                            \
     static INLINE P##_vec P##_div(P##_vec a, P##_vec b) { return a / b; }                                            \
+    static INLINE P##_vec P##_reciprocal(P##_vec x) { return P##_div(P##_set(1), x); }                               \
     static INLINE P##_mask P##_lt(P##_vec a, P##_vec b) { return (P##_mask)(a < b); }                                \
     static INLINE P##_mask P##_eq(P##_vec a, P##_vec b) { return (P##_mask)(a == b); }                               \
     static INLINE bool P##_any(P##_mask m) {                                                                         \

@@ -167,7 +167,7 @@ static INLINE V(vec) V(log1p_inverse)(V(vec) x, V(vec) inverse) {
     const V(vec) k = V(sub)(V(exponent)(shifted), V(set)(EXP_BIAS));
     const V(int) mantissa = V(int_add)(V(int_and)(shifted, V(int_set)(LOG_MANTISSA)), V(int_set)(LOG_SQRT_HALF));
     const V(vec) f = V(sub)(V(from_bits)(mantissa), one);
-    const V(vec) s = V(div)(f, V(add)(V(set)(2), f));
+    const V(vec) s = V(mul)(f, V(reciprocal)(V(add)(V(set)(2), f)));
     const V(vec) half_square = V(mul)(V(set)((REAL)0.5), V(mul)(f, f));
     /* log(1 + f) = f - (f^2 / 2 - s (f^2 / 2 + R)) */
     const V(vec) tail = V(fma)(s, V(add)(half_square, V(log_tail)(V(mul)(s, s))), V(fma)(k, V(set)(EXP_LN2_LOWER), c));
