@@ -29,6 +29,13 @@ def test_importing_fastloss_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_without_torch_the_import_says_what_is_missing():
+    code = "import sys; sys.modules['torch'] = None; import fastloss.torch"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = result.stderr.splitlines()[-1]
+    assert last == "ModuleNotFoundError: fastloss.torch needs PyTorch, which is not installed: pip install torch"
+
+
 def test_install_and_uninstall(torch, ft):
     functional = torch.nn.functional
     own = functional.cross_entropy

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+try:
+    import torch
+except ModuleNotFoundError as error:
+    message = "fastloss.torch needs PyTorch, which is not installed: pip install torch"
+    raise ModuleNotFoundError(message, name="torch") from error
+else:
+    del torch  # no part of this module
+
 from fastloss.torch.functional import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
