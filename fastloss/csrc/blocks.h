@@ -61,11 +61,11 @@ static INLINE void fetch_ahead_for_writing(const void *p) {
 
 /* What a loop over exponentials has to do besides adding them up; known to the compiler. */
 typedef struct {
-    bool quick;      /* x is not clamped: positions tell whether all were in range */
-    bool keeps;      /* exponentials are kept in e */
-    bool padded;     /* where there is room for whole vectors */
-    bool has_target; /* sums leave out one element */
-    bool fetches, fetches_kept;
+    bool quick;                 /* x is not clamped: positions tell whether all were in range */
+    bool keeps;                 /* exponentials are kept in e */
+    bool padded;                /* where there is room for whole vectors */
+    bool has_target;            /* sums leave out one element */
+    bool fetches, fetches_kept; /* what lies ahead of z, or of e */
     bool distances, moments, ranks;
 } exp_form;
 #endif
@@ -98,7 +98,7 @@ typedef struct {
     V(vec) sum[2];
     V(vec) distance;  /* x */
     V(vec) moment[2]; /* of what is in the sums, x e^x */
-    V(int) positions; /* the bits that occur in any V(exp_position) */
+    V(int) positions; /* the bits in which any V(exp_position) differs from EXP_ROUND */
     V(ranking) rank;
 } V(exp_sums);
 
@@ -113,7 +113,8 @@ static INLINE void V(exp_step)(V(vec) x, REAL *e, ptrdiff_t keep, exp_form form,
                                V(exp_sums) * sums) {
     if (clamps) x = V(exp_floor)(x, EXP_SCALE_BITS);
     V(vec) value = V(exp_floored)(x);
-    if (form.quick) sums->positions = V(int_or)(sums->positions, V(bits)(V(exp_position)(x)));
+    if (form.quick)
+        sums->positions = V(int_differences)(sums->positions, V(bits)(V(exp_position)(x)), V(bits)(V(set)(EXP_ROUND)));
     if (form.keeps) keep == LANES ? V(store)(e, value) : V(store_part)(e, value, keep);
     if (form.has_target) value = V(zero_where)(V(int_eq)(V(lane_numbers)(), V(int_set)((V(index))y)), value);
     sums->sum[k] = V(add)(sums->sum[k], value);
@@ -153,13 +154,13 @@ static INLINE void V(exp_part)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ex
     }
 }
 
-/* Whether all exponentials of a quick loop, whose sum is given, were in its range: none is -inf or NaN, or so low that
- * it would have to be clamped, and none so high that sums would not hold many. */
+/* Whether all exponentials of a quick loop, whose sum is given, were in its range: of those that were not clamped none
+ * is of -inf or so low that it would have to be, and none is so high that sums would not hold many, or NaN. `high` is
+ * below e^JUMP, so that no block that has to jump passes. */
 static INLINE bool V(in_range)(V(vec) sum, V(int) positions) {
     const V(vec) high = V(set)((REAL)((uint64_t)1 << EXP_SCALE_BITS) * (1 << 23));
-    const V(int) bits = V(int_and)(positions, V(int_set)(~EXP_POSITIONS));
-    return V(set_lanes)(V(int_eq)(bits, V(bits)(V(set)(EXP_ROUND)))) == ALL_LANES &&
-           V(set_lanes)(V(lt)(sum, high)) == ALL_LANES;
+    const V(int) upper = V(int_and)(positions, V(int_set)(~EXP_POSITIONS));
+    return V(set_lanes)(V(int_eq)(upper, V(int_set)(0))) == ALL_LANES && V(set_lanes)(V(lt)(sum, high)) == ALL_LANES;
 }
 
 /* How many of n numbers are above the limit. */
@@ -195,17 +196,16 @@ static INLINE bool V(exp_form_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL r
 #undef EXP_FORM
 #define EXP_FORM(name, ...)                                                                                     \
     static LOOP bool V(name)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t y, V(block_sums) * out) { \
-        return V(exp_form_block)(z, e, n, ref, (exp_form){__VA_ARGS__}, y, out);                                \
+        return V(exp_form_block)(z, e, n, ref, (exp_form){.fetches = true, __VA_ARGS__}, y, out);               \
     }
-EXP_FORM(exp_added, .quick = true, .fetches = true)
-EXP_FORM(exp_kept, .quick = true, .keeps = true, .fetches = true)
-EXP_FORM(exp_kept_and_fetched, .quick = true, .keeps = true, .fetches = true, .fetches_kept = true)
-EXP_FORM(exp_moments, .quick = true, .fetches = true, .moments = true)
-EXP_FORM(exp_others, .quick = true, .fetches = true, .has_target = true, .distances = true, .moments = true)
-EXP_FORM(exp_others_kept, .quick = true, .keeps = true, .fetches = true, .fetches_kept = true, .has_target = true,
-         .distances = true)
-EXP_FORM(exp_clamped, .fetches = true, .has_target = true, .distances = true, .moments = true)
-EXP_FORM(exp_clamped_kept, .keeps = true, .fetches = true, .has_target = true, .distances = true)
+EXP_FORM(exp_added, .quick = true)
+EXP_FORM(exp_kept, .quick = true, .keeps = true)
+EXP_FORM(exp_kept_and_fetched, .quick = true, .keeps = true, .fetches_kept = true)
+EXP_FORM(exp_moments, .quick = true, .moments = true)
+EXP_FORM(exp_others, .quick = true, .has_target = true, .distances = true, .moments = true)
+EXP_FORM(exp_others_kept, .quick = true, .keeps = true, .fetches_kept = true, .has_target = true, .distances = true)
+EXP_FORM(exp_clamped, .has_target = true, .distances = true, .moments = true)
+EXP_FORM(exp_clamped_kept, .keeps = true, .fetches_kept = true, .has_target = true, .distances = true)
 
 /* e = e * factor - shift. */
 static INLINE void V(scale_block)(REAL *e, ptrdiff_t n, REAL factor, REAL shift) {

@@ -258,7 +258,7 @@ static INLINE const REAL *V(working)(const class_task *task, const char *z, ptrd
 }
 
 static INLINE void V(begin_row)(V(row_sums) * row, const REAL *first, ptrdiff_t n, REAL z_y, bool careful) {
-    const REAL max = V(hmax)(V(max)(V(max_block)(first, n < FIRST_LOGITS ? n : FIRST_LOGITS), V(set)(z_y)));
+    const REAL max = V(hmax)(V(max)(V(max_block)(first, n), V(set)(z_y)));
     row->ref = max > REAL_LOWEST ? max : REAL_LOWEST;
     row->z_y = z_y;
     row->careful = careful;
@@ -278,13 +278,15 @@ static INLINE void V(add_row)(const class_task *task, const V(batch) * batch, pt
     const REAL most = with_metrics ? V(most_ahead)(task) : 0;
     const V(vec) below = V(below)(V(set)(z_y));
     REAL block[BLOCK];
+    /* Of a row that leads by far the entropy keeps more digits with a reference near its maximum. */
+    const ptrdiff_t looked_at = with_metrics ? BLOCK : FIRST_LOGITS;
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
         const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
         const REAL *p = V(working)(task, z + c * size, n, native, block);
         /* In place there is no second try. */
-        if (c == 0) V(begin_row)(row, p, n, z_y, (const char *)kept == z);
+        if (c == 0) V(begin_row)(row, p, n < looked_at ? n : looked_at, z_y, (const char *)kept == z);
         V(add_block)(task, z, p, c, n, y, native, kept, native && !streams, smooth, with_metrics, row);
-        if (row->ahead < most && V(any)(V(lt)(below, V(max_block)(p, n))))
+        if (with_metrics && row->ahead < most && V(any)(V(lt)(below, V(max_block)(p, n))))
             row->ahead += V(count_ahead)(p, n, y - c, z_y, most - row->ahead);
         if (pending) V(scale_pending)(task, pending, c + n, native, streams);
     }
@@ -373,7 +375,7 @@ static INLINE void V(finish_all)(const class_task *task, const V(lane_sums) * su
         (V(has_options)(task) ? V(finish_optional) : V(finish_plain))(task, sums, vectors, batch, first, f);
 }
 
-/* ---- Long rows without gradients: finished as many at a time as there are vectors of them ---------------------- */
+/* ---- Long rows without gradients: LANE_TARGETS of them are finished at a time --------------------------------- */
 
 static INLINE void V(rows_without_grad)(const class_task *task, V(batch) * batch, bool native, bool smooth,
                                         bool with_metrics) {

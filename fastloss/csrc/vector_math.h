@@ -123,7 +123,7 @@ static INLINE V(vec) V(exp_position)(V(vec) x) {
 }
 
 /* e^x 2^EXP_SCALE_BITS for x of V(exp_floor); exactly 0 for its lowest, exactly 2^EXP_SCALE_BITS for 0. The caller
- * keeps x below 60. */
+ * keeps x in range, or finds out afterwards: see V(in_range). */
 #if WORKING_TYPE == 32 && defined(POW2_STEP_BITS)
 /* A table of the powers between those of two leaves so little to the polynomial that two coefficients do. */
 static INLINE f_vec f_exp_floored(f_vec x) {

@@ -297,6 +297,29 @@ static void test_special_values(void) {
     CHECK(isnan(loss));
 }
 
+/* One class of a row of zeros so low that its exponential is 0. */
+static void test_low_logits(void) {
+    enum { C = 600, LOW = 333 };
+    static float logits[C], grad[C];
+    static double double_logits[C], double_grad[C];
+    const int64_t target = 5;
+    const double expected = log(C - 1.0);
+    double loss;
+    for (int x = -110; x > -3000000; x -= 7) {
+        logits[LOW] = (float)x;
+        if (fl_cross_entropy_f32(logits, &target, 1, C, &loss, grad) != FL_OK) loss = NAN;
+        if (!(fabs(loss - expected) < 1e-5) || grad[LOW] != 0) CHECK_NEAR(loss, expected, x);
+    }
+    for (int power = 10; power < 62; power++) {
+        for (int step = -20; step <= 20; step++) {
+            double_logits[LOW] = -(ldexp(log(2), power) + step * 200.0) - 5000;
+            if (fl_cross_entropy_f64(double_logits, &target, 1, C, &loss, double_grad) != FL_OK) loss = NAN;
+            CHECK_NEAR(loss, expected, 1e-12);
+            CHECK(double_grad[LOW] == 0);
+        }
+    }
+}
+
 /* ---- Status codes: each is given, and then nothing was written -----------------------------------------------------
  */
 
@@ -774,6 +797,7 @@ int main(int argc, char **argv) {
     test_identity();
     test_known_values();
     test_special_values();
+    test_low_logits();
     test_status_codes();
     test_older_struct();
     test_target_dtypes();
