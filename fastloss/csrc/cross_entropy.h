@@ -278,13 +278,11 @@ static INLINE void V(add_row)(const class_task *task, const V(batch) * batch, pt
     const REAL most = with_metrics ? V(most_ahead)(task) : 0;
     const V(vec) below = V(below)(V(set)(z_y));
     REAL block[BLOCK];
-    /* Of a row that leads by far the entropy keeps more digits with a reference near its maximum. */
-    const ptrdiff_t looked_at = with_metrics ? BLOCK : FIRST_LOGITS;
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
         const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
         const REAL *p = V(working)(task, z + c * size, n, native, block);
         /* In place there is no second try. */
-        if (c == 0) V(begin_row)(row, p, n < looked_at ? n : looked_at, z_y, (const char *)kept == z);
+        if (c == 0) V(begin_row)(row, p, n < FIRST_LOGITS ? n : FIRST_LOGITS, z_y, (const char *)kept == z);
         V(add_block)(task, z, p, c, n, y, native, kept, native && !streams, smooth, with_metrics, row);
         if (with_metrics && row->ahead < most && V(any)(V(lt)(below, V(max_block)(p, n))))
             row->ahead += V(count_ahead)(p, n, y - c, z_y, most - row->ahead);
