@@ -37,6 +37,24 @@ def test_classes_far_behind_the_target_rank_in_front(engine):
 
 
 @every_dtype
+@pytest.mark.parametrize("height", [15, 17, 60, 150])
+def test_long_rows_that_climb(engine, dtype, height):
+    """The reference that exponentials are taken from rises in the middle of a row, and what was summed up with it."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 2, (4, 2500))
+    logits[:, 900:] += height
+    logits[1, 2100:] += height
+    logits[2, :20] += 2 * height
+    logits = logits.astype(dtype)
+    target = np.array([3, 2000, 5, 2400])
+    hits, entropy, count, lse = plain(logits, target, (1, 5), 1)
+    result = fl.evaluate(logits, target, return_lse=True, engine=engine)
+    assert result.topk == hits and result.count == count
+    assert result.entropy == pytest.approx(entropy, rel=1e-12 if dtype == np.float64 else 1e-5)
+    assert result.lse == pytest.approx(lse, rel=1e-12 if dtype == np.float64 else 1e-6)
+
+
+@every_dtype
 @pytest.mark.parametrize(
     ("shape", "axis"),
     [((50, 7), 1), ((7, 30), 0), ((4, 9, 13), 1), ((3, 5, 40), -1), ((6, 1500), 1), ((9,), 0)],

@@ -41,27 +41,28 @@ static INLINE V(int) V(lane_numbers)(void) {
 #ifndef FETCHED_PAGES
 #define FETCHED_PAGES 4
 #define PAGE_BYTES 4096
-/* What a step of a loop reads: a line of each page. */
+/* What a step of a loop reads: one line for each page. */
 #define GROUP_BYTES (FETCHED_PAGES * 64)
 
-/* Which line to fetch of the first of the next FETCHED_PAGES pages while the group of lines at p is used; those of the
- * other pages are a page apart. Memory gives more to a processor that asks for several pages at once: a prefetcher
- * follows each, and none goes past the end of its own. */
-static INLINE const char *line_ahead(const void *p) {
-    const uintptr_t at = (uintptr_t)p, window = FETCHED_PAGES * PAGE_BYTES, used = at % window;
-    return (const char *)(at - used + window + used / GROUP_BYTES * 64);
-}
+/* While the group of lines at p is used, fetches one line of each of the FETCHED_PAGES pages after those that hold p.
+ * Memory gives a processor more of several pages at once than of one: a prefetcher follows each of them, and none goes
+ * past the end of its page. */
 static INLINE void fetch_ahead(const void *p) {
-    const char *line = line_ahead(p);
+    const uintptr_t at = (uintptr_t)p, window = FETCHED_PAGES * PAGE_BYTES, used = at % window;
+    const char *line = (const char *)(at - used + window + used / GROUP_BYTES * 64);
     for (int page = 0; page < FETCHED_PAGES; page++) __builtin_prefetch(line + page * PAGE_BYTES);
 }
+/* Line after line: of what is written, several pages at once gain nothing. */
 static INLINE void fetch_ahead_for_writing(const void *p) {
     for (int line = 0; line < FETCHED_PAGES; line++) __builtin_prefetch((const char *)p + PAGE_BYTES + line * 64, 1);
 }
+#endif
 
+#ifndef EXP_FORM_TYPE
+#define EXP_FORM_TYPE
 /* What a loop over exponentials has to do besides adding them up; known to the compiler. */
 typedef struct {
-    bool quick;                 /* x is not clamped: positions tell whether all were in range */
+    bool quick;                 /* whole vectors are not clamped: positions tell whether they had to be */
     bool keeps;                 /* exponentials are kept in e */
     bool padded;                /* where there is room for whole vectors */
     bool has_target;            /* sums leave out one element */
@@ -107,50 +108,49 @@ static INLINE V(exp_sums) V(no_exps)(void) {
     return (V(exp_sums)){{zero, zero}, zero, {zero, zero}, V(int_set)(0), {zero, 0}};
 }
 
-/* One vector: at most LANES elements, in full vectors all of them, of which `keep` are kept. Where x is clamped, a
- * moment takes the bound for it, so that no 0 meets an infinity. */
-static INLINE void V(exp_step)(V(vec) x, REAL *e, ptrdiff_t keep, exp_form form, bool clamps, ptrdiff_t y, int k,
-                               V(exp_sums) * sums) {
+/* One vector of logits, of which x is the distance from the reference and `distance` the same, but 0 past the end. At
+ * most LANES elements, in full vectors all of them, of which `keep` are kept. Where x is clamped, a moment takes the
+ * bound for it, so that no 0 meets an infinity. */
+static INLINE void V(exp_step)(V(vec) value, V(vec) x, V(vec) distance, REAL *e, ptrdiff_t keep, exp_form form,
+                               bool clamps, ptrdiff_t y, int k, V(exp_sums) * sums) {
+    if (form.distances) sums->distance = V(add)(sums->distance, distance);
+    if (form.ranks) V(rank_step)(&sums->rank, value, y);
     if (clamps) x = V(exp_floor)(x, EXP_SCALE_BITS);
-    V(vec) value = V(exp_floored)(x);
+    V(vec) exps = V(exp_floored)(x);
     if (form.quick)
         sums->positions = V(int_differences)(sums->positions, V(bits)(V(exp_position)(x)), V(bits)(V(set)(EXP_ROUND)));
-    if (form.keeps) keep == LANES ? V(store)(e, value) : V(store_part)(e, value, keep);
-    if (form.has_target) value = V(zero_where)(V(int_eq)(V(lane_numbers)(), V(int_set)((V(index))y)), value);
-    sums->sum[k] = V(add)(sums->sum[k], value);
-    if (form.moments) sums->moment[k] = V(fma)(value, x, sums->moment[k]);
+    if (form.keeps) keep == LANES ? V(store)(e, exps) : V(store_part)(e, exps, keep);
+    if (form.has_target) exps = V(zero_where)(V(int_eq)(V(lane_numbers)(), V(int_set)((V(index))y)), exps);
+    sums->sum[k] = V(add)(sums->sum[k], exps);
+    if (form.moments) sums->moment[k] = V(fma)(exps, x, sums->moment[k]);
 }
 
 /* Scaled exponentials of z - ref. y: the element that sums leave out, which may be outside. */
 static INLINE void V(exp_part)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, exp_form form, ptrdiff_t y,
                                V(exp_sums) * sums) {
-    const V(vec) r = V(set)(ref), minus = V(set)(-ref);
-    const ptrdiff_t group = GROUP_BYTES / VEC_BYTES * LANES;
+    const V(vec) minus = V(set)(-ref); /* added, so that a load can be the other operand */
+    const ptrdiff_t group = GROUP_BYTES / VEC_BYTES * LANES, whole = n / LANES * LANES;
     ptrdiff_t i = 0;
     for (; i + group <= n; i += group) {
         if (form.fetches) fetch_ahead(z + i);
         if (form.fetches_kept) fetch_ahead_for_writing(e + i);
-        for (ptrdiff_t k = 0; k < group; k += LANES) {
-            const V(vec) value = V(load)(z + i + k), x = V(add)(minus, value);
-            if (form.distances) sums->distance = V(add)(sums->distance, x);
-            if (form.ranks) V(rank_step)(&sums->rank, value, y - i - k);
-            V(exp_step)(x, form.keeps ? e + i + k : NULL, LANES, form, !form.quick, y - i - k, k / LANES % 2, sums);
+        for (ptrdiff_t k = i; k < i + group; k += LANES) {
+            const V(vec) value = V(load)(z + k), x = V(add)(minus, value);
+            V(exp_step)(value, x, x, form.keeps ? e + k : NULL, LANES, form, !form.quick, y - k, (k - i) / LANES % 2,
+                        sums);
         }
     }
     if (form.fetches && i < n) fetch_ahead(z + i);
     if (form.fetches_kept && i < n) fetch_ahead_for_writing(e + i);
-    for (; i + LANES <= n; i += LANES) {
-        const V(vec) value = V(load)(z + i), x = V(sub)(value, r);
-        if (form.distances) sums->distance = V(add)(sums->distance, x);
-        if (form.ranks) V(rank_step)(&sums->rank, value, y - i);
-        V(exp_step)(x, form.keeps ? e + i : NULL, LANES, form, !form.quick, y - i, 0, sums);
+    for (; i < whole; i += LANES) {
+        const V(vec) value = V(load)(z + i), x = V(add)(minus, value);
+        V(exp_step)(value, x, x, form.keeps ? e + i : NULL, LANES, form, !form.quick, y - i, 0, sums);
     }
     if (i < n) {
-        const V(vec) value = V(load_part)(z + i, n - i, -INFINITY), x = V(sub)(value, r);
-        if (form.distances) /* before e replaces z */
-            sums->distance = V(add)(sums->distance, V(sub)(V(load_part)(z + i, n - i, ref), r));
-        if (form.ranks) V(rank_step)(&sums->rank, value, y - i);
-        V(exp_step)(x, form.keeps ? e + i : NULL, form.padded ? LANES : n - i, form, true, y - i, 1, sums);
+        const V(vec) value = V(load_part)(z + i, n - i, -INFINITY), x = V(add)(minus, value);
+        const V(vec) distance = V(add)(minus, V(load_part)(z + i, n - i, ref)); /* before e replaces z */
+        V(exp_step)(value, x, distance, form.keeps ? e + i : NULL, form.padded ? LANES : n - i, form, true, y - i, 1,
+                    sums);
     }
 }
 

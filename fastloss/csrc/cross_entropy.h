@@ -4,7 +4,8 @@
  *     grad_c = g (b p_c - u - [c = y] a),     p = softmax(z),     b = a + classes * u + 2 z_loss lse
  *
  * with a = (1 - label_smoothing) weight_y, u = label_smoothing / classes, s the sample weight, and g = s * scale. With
- * m the maximum, "rest" the sum of exp(z_c - m) over all classes but y, and e_y = exp(z_y - m), S = rest + e_y:
+ * m the maximum, or in long rows a reference that z_y does not exceed, "rest" the sum of exp(z_c - m) over all classes
+ * but y, and e_y = exp(z_y - m), S = rest + e_y:
  *
  *     nll = (m - z_y) + log1p(rest + (e_y - 1)),     p_y - 1 = -rest / S
  *
@@ -142,8 +143,10 @@ static INLINE void V(finish_metrics)(const V(finished) * f, V(vec) m, V(vec) z_y
  * block is tried without asking for its maximum and without clamping, and done again where that was too bold. */
 
 #undef JUMP
+/* e^JUMP is above the bound of V(in_range). */
 #define JUMP 16
 #undef FIRST_LOGITS
+/* Enough to come close to the maximum of most rows, and few enough to cost nothing. */
 #define FIRST_LOGITS (4 * LANES)
 
 /* The maximum of any number of logits. */
@@ -169,7 +172,7 @@ typedef struct {
 
 /* Numbers from class c on exceed the reference by far. */
 static void V(jump)(const class_task *task, const char *z, ptrdiff_t c, bool native, REAL *kept, V(row_sums) * row) {
-    const ptrdiff_t size = native ? (ptrdiff_t)sizeof(REAL) : dtype_size(task->call.logits.dtype);
+    const ptrdiff_t size = dtype_size(task->call.logits.dtype);
     const REAL next = V(max_of)(task, z + c * size, task->call.classes - c, native);
     const double step = (double)row->ref - next, shrink = exp(step);
     row->rest += V(acc_sum)(row->rests);
@@ -257,19 +260,17 @@ static INLINE const REAL *V(working)(const class_task *task, const char *z, ptrd
     return block;
 }
 
-static INLINE void V(begin_row)(V(row_sums) * row, const REAL *first, ptrdiff_t n, REAL z_y, bool careful) {
-    const REAL max = V(hmax)(V(max)(V(max_block)(first, n), V(set)(z_y)));
-    row->ref = max > REAL_LOWEST ? max : REAL_LOWEST;
-    row->z_y = z_y;
-    row->careful = careful;
-    row->ahead = 0;
-    row->rest = row->moment = row->sum_x = 0;
-    row->rests = row->moments = row->x_sums = V(acc_zero)();
+static INLINE V(row_sums) V(new_row)(const class_task *task, const char *z, REAL z_y, bool native, bool careful) {
+    const ptrdiff_t classes = task->call.classes;
+    const REAL first = V(max_of)(task, z, classes < FIRST_LOGITS ? classes : FIRST_LOGITS, native);
+    const REAL ref = first > z_y ? first : z_y;
+    const V(acc) none = V(acc_zero)();
+    return (V(row_sums)){ref > REAL_LOWEST ? ref : REAL_LOWEST, z_y, 0, careful, 0, 0, 0, none, none, none};
 }
 
 /* The sums of row i. pending: the row before, to be scaled meanwhile, or NULL. */
-static INLINE void V(add_row)(const class_task *task, const V(batch) * batch, ptrdiff_t i, REAL *kept,
-                              V(pending) * pending, bool native, bool smooth, bool with_metrics, V(row_sums) * row) {
+static INLINE V(row_sums) V(sum_row)(const class_task *task, const V(batch) * batch, ptrdiff_t i, REAL *kept,
+                                     V(pending) * pending, bool native, bool smooth, bool with_metrics) {
     const ptrdiff_t classes = task->call.classes, y = (ptrdiff_t)batch->y[i];
     const ptrdiff_t size = native ? (ptrdiff_t)sizeof(REAL) : dtype_size(task->call.logits.dtype);
     const bool streams = batch->streams;
@@ -278,19 +279,19 @@ static INLINE void V(add_row)(const class_task *task, const V(batch) * batch, pt
     const REAL most = with_metrics ? V(most_ahead)(task) : 0;
     const V(vec) below = V(below)(V(set)(z_y));
     REAL block[BLOCK];
+    V(row_sums) row = V(new_row)(task, z, z_y, native, (const char *)kept == z); /* in place there is no second try */
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
         const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
         const REAL *p = V(working)(task, z + c * size, n, native, block);
-        /* In place there is no second try. */
-        if (c == 0) V(begin_row)(row, p, n < FIRST_LOGITS ? n : FIRST_LOGITS, z_y, (const char *)kept == z);
-        V(add_block)(task, z, p, c, n, y, native, kept, native && !streams, smooth, with_metrics, row);
-        if (with_metrics && row->ahead < most && V(any)(V(lt)(below, V(max_block)(p, n))))
-            row->ahead += V(count_ahead)(p, n, y - c, z_y, most - row->ahead);
+        V(add_block)(task, z, p, c, n, y, native, kept, native && !streams, smooth, with_metrics, &row);
+        if (with_metrics && row.ahead < most && V(any)(V(lt)(below, V(max_block)(p, n))))
+            row.ahead += V(count_ahead)(p, n, y - c, z_y, most - row.ahead);
         if (pending) V(scale_pending)(task, pending, c + n, native, streams);
     }
-    row->rest += V(acc_sum)(row->rests);
-    if (with_metrics) row->moment += V(acc_sum)(row->moments);
-    if (smooth) row->sum_x += V(acc_sum)(row->x_sums);
+    row.rest += V(acc_sum)(row.rests);
+    if (with_metrics) row.moment += V(acc_sum)(row.moments);
+    if (smooth) row.sum_x += V(acc_sum)(row.x_sums);
+    return row;
 }
 
 /* Loss and gradient. pending: NULL where the gradient is scaled at once. */
@@ -302,8 +303,7 @@ static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i,
     char *grad = batch->grad[i];
     REAL *kept = (REAL *)grad; /* the exponentials */
     if (!native || streams) kept = batch->scratch + (streams ? i % 2 * scratch_row(classes) : 0);
-    V(row_sums) row = {0};
-    V(add_row)(task, batch, i, kept, pending, native, smooth, false, &row);
+    const V(row_sums) row = V(sum_row)(task, batch, i, kept, pending, native, smooth, false);
     const V(finished) f =
         V(finish)(task, true, V(set)(row.ref), V(set)(row.z_y), V(set)((REAL)(row.rest * SCALE_DOWN)),
                   V(set)((REAL)-row.sum_x), V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
@@ -329,7 +329,7 @@ static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i,
 
 /* What the passes over the classes find out for each vector. */
 typedef struct {
-    V(vec) max[LANE_VECTORS], z_y[LANE_VECTORS], rest[LANE_VECTORS], distance[LANE_VECTORS];
+    V(vec) m[LANE_VECTORS], z_y[LANE_VECTORS], rest[LANE_VECTORS], distance[LANE_VECTORS];
     V(vec) moment[LANE_VECTORS], ahead[LANE_VECTORS];
 } V(lane_sums);
 
@@ -339,11 +339,11 @@ static INLINE void V(finish_vectors)(const class_task *task, const V(lane_sums) 
                                      V(finished) * f) {
     for (ptrdiff_t v = 0; v < vectors; v++) {
         const ptrdiff_t at = first + v * LANES;
-        f[v] = V(finish)(task, options, sums->max[v], sums->z_y[v], sums->rest[v], sums->distance[v],
+        f[v] = V(finish)(task, options, sums->m[v], sums->z_y[v], sums->rest[v], sums->distance[v],
                          V(load)(batch->a + at), V(load)(batch->s + at), V(load)(batch->g + at));
         V(store)(batch->loss + at, f[v].loss);
         if (with_metrics)
-            V(finish_metrics)(&f[v], sums->max[v], sums->z_y[v], sums->moment[v], sums->ahead[v], batch->lse + at,
+            V(finish_metrics)(&f[v], sums->m[v], sums->z_y[v], sums->moment[v], sums->ahead[v], batch->lse + at,
                               batch->entropy + at, batch->ahead + at);
         f[v].factor = V(mul)(f[v].factor, V(set)(SCALE_DOWN));
     }
@@ -373,7 +373,7 @@ static INLINE void V(finish_all)(const class_task *task, const V(lane_sums) * su
         (V(has_options)(task) ? V(finish_optional) : V(finish_plain))(task, sums, vectors, batch, first, f);
 }
 
-/* ---- Long rows without gradients: LANE_TARGETS of them are finished at a time --------------------------------- */
+/* ---- Long rows without gradients: LANE_TARGETS of them are finished at a time ---------------------------------- */
 
 static INLINE void V(rows_without_grad)(const class_task *task, V(batch) * batch, bool native, bool smooth,
                                         bool with_metrics) {
@@ -383,10 +383,11 @@ static INLINE void V(rows_without_grad)(const class_task *task, V(batch) * batch
         V(lane_sums) sums;
         for (ptrdiff_t v = 0; v < vectors; v++) {
             REAL ref[LANES], z_y[LANES], rest[LANES], distance[LANES], moment[LANES], ahead[LANES];
-            V(row_sums) row = {0};
             for (ptrdiff_t k = 0; k < LANES; k++) {
-                if (v * LANES + k < n) /* else the last one again */
-                    V(add_row)(task, batch, first + v * LANES + k, NULL, NULL, native, smooth, with_metrics, &row);
+                /* The lanes past the last row hold zeros. */
+                V(row_sums) row = {0};
+                if (v * LANES + k < n)
+                    row = V(sum_row)(task, batch, first + v * LANES + k, NULL, NULL, native, smooth, with_metrics);
                 ref[k] = row.ref;
                 z_y[k] = row.z_y;
                 rest[k] = (REAL)(row.rest * SCALE_DOWN);
@@ -394,7 +395,7 @@ static INLINE void V(rows_without_grad)(const class_task *task, V(batch) * batch
                 moment[k] = (REAL)(row.moment * SCALE_DOWN);
                 ahead[k] = row.ahead;
             }
-            sums.max[v] = V(load)(ref);
+            sums.m[v] = V(load)(ref);
             sums.z_y[v] = V(load)(z_y);
             sums.rest[v] = V(load)(rest);
             sums.distance[v] = V(load)(distance);
@@ -438,13 +439,14 @@ static INLINE void V(row_exps)(const REAL *z, REAL *e, ptrdiff_t classes, ptrdif
                                ptrdiff_t y, ptrdiff_t fetched, V(exp_sums) * sums) {
     for (ptrdiff_t c = 0; !vectors && fetched && c < classes; c += LANES) V(prefetch)(z + fetched + c, false);
     if (!vectors) V(exp_part)(z, e, classes, ref, form, y, sums);
+    const V(vec) minus = V(set)(-ref);
     for (ptrdiff_t v = 0; v < vectors; v++) {
         V(prefetch)(z + fetched + v * LANES, false);
-        const V(vec) value = V(row_vector)(z, classes, v, vectors, -INFINITY), x = V(sub)(value, V(set)(ref));
-        if (form.distances)
-            sums->distance = V(add)(sums->distance, V(sub)(V(row_vector)(z, classes, v, vectors, ref), V(set)(ref)));
-        if (form.ranks) V(rank_step)(&sums->rank, value, y - v * LANES);
-        V(exp_step)(x, e ? e + v * LANES : NULL, LANES, form, true, y - v * LANES, v % 2, sums);
+        const V(vec) value = V(row_vector)(z, classes, v, vectors, -INFINITY), x = V(add)(minus, value);
+        /* Where it is not asked for, no load of it may stand here: the compiler would not unroll the loop. */
+        const V(vec) distance = form.distances ? V(add)(minus, V(row_vector)(z, classes, v, vectors, ref)) : x;
+        V(exp_step)(value, x, distance, form.keeps ? e + v * LANES : NULL, LANES, form, true, y - v * LANES, v % 2,
+                    sums);
     }
 }
 
@@ -496,8 +498,8 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
                 sums[r] = V(load_block)(batch->z[i], task->call.logits.dtype, classes, -INFINITY, stage + at * padded);
             z_y[at] = z[r][y[r]];
         }
-        all.max[group] = V(rows_max)(sums);
-        V(store)(m, all.max[group]);
+        all.m[group] = V(rows_max)(sums);
+        V(store)(m, all.m[group]);
         for (ptrdiff_t r = count; r < LANES; r++) distances[r] = moments[r] = V(set)(0);
         for (ptrdiff_t r = 0; r < count; r++) {
             const ptrdiff_t at = group * LANES + r;
@@ -682,7 +684,7 @@ static INLINE void V(lanes_max)(const V(lane_block) * block, const V(lane_batch)
                 m[k] = V(max)(value, m[k]);
                 if (with_target) z_y[k] = V(select)(V(int_eq)(y[k], V(int_set)((V(index))c)), value, z_y[k]);
             }
-        for (ptrdiff_t k = 0; k < width; k++) out->max[v + k] = m[k];
+        for (ptrdiff_t k = 0; k < width; k++) out->m[v + k] = m[k];
         for (ptrdiff_t k = 0; with_target && k < width; k++) out->z_y[v + k] = z_y[k];
     }
 }
@@ -700,7 +702,7 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
         REAL *grad = with_grad ? block->grad + v * LANES : NULL;
         for (ptrdiff_t k = 0; k < width; k++) {
             y[k] = V(int_load)(batch->y + block->at + (v + k) * LANES);
-            m[k] = out->max[v + k];
+            m[k] = out->m[v + k];
             z_y[k] = zero;
             sums[k] = x_sums[k] = moments[k] = aheads[k] = V(acc_zero)();
             if (with_metrics) {

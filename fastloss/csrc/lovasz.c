@@ -52,6 +52,10 @@ int fl_lovasz(int dtype, const void *errors, const uint8_t *positive, ptrdiff_t 
     if (dtype != FL_F32 && dtype != FL_F64) return FL_ERROR_DTYPE;
     if (n < 0) return FL_ERROR_SIZE;
     if (!loss || (n > 0 && (!errors || !positive || !workspace))) return FL_ERROR_NULL;
+    if (n == 0) {
+        *loss = 0;
+        return FL_OK;
+    }
     entry *entries = workspace;
     ptrdiff_t positives = 0, seen = 0;
     for (ptrdiff_t i = 0; i < n; i++) {

@@ -95,6 +95,7 @@ static INLINE double V(sum_losses)(const REAL *loss, ptrdiff_t n) {
 }
 
 #undef LOSS_SUMS
+/* Enough that none waits for the one before. */
 #define LOSS_SUMS 16
 
 /* Adds n losses, of which the first is number `at` of its tile, to LOSS_SUMS sums that take turns: the same bits

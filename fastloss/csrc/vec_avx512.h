@@ -34,7 +34,7 @@ static INLINE f_vec f_mul(f_vec a, f_vec b) { return _mm512_mul_ps(a, b); }
 static INLINE f_vec f_div(f_vec a, f_vec b) { return _mm512_div_ps(a, b); }
 static INLINE f_vec f_fma(f_vec a, f_vec b, f_vec c) { return _mm512_fmadd_ps(a, b, c); }
 static INLINE f_vec f_fnma(f_vec a, f_vec b, f_vec c) { return _mm512_fnmadd_ps(a, b, c); }
-/* An estimate of 14 bits and a step of Newton's: a fourth of a division's time. */
+/* An estimate of 14 bits and a step of Newton's: a division would keep its unit busy for 16 cycles on some CPUs. */
 static INLINE f_vec f_reciprocal(f_vec x) {
     const f_vec r = _mm512_rcp14_ps(x);
     return _mm512_fmadd_ps(_mm512_fnmadd_ps(x, r, _mm512_set1_ps(1)), r, r);
