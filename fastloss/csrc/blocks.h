@@ -44,13 +44,14 @@ static INLINE V(int) V(lane_numbers)(void) {
 /* What a step of a loop reads: one line for each page. */
 #define GROUP_BYTES (FETCHED_PAGES * 64)
 
-/* While the group of lines at p is used, fetches one line of each of the FETCHED_PAGES pages after those that hold p.
- * Memory gives a processor more of several pages at once than of one: a prefetcher follows each of them, and none goes
- * past the end of its page. */
-static INLINE void fetch_ahead(const void *p) {
+/* While `bytes` of lines at p are used, a group or half of one, fetches as many, each of another of the FETCHED_PAGES
+ * pages after those that hold p. Memory gives a processor more of several pages at once than of one: a prefetcher
+ * follows each of them, and none goes past the end of its page. */
+static INLINE void fetch_ahead(const void *p, ptrdiff_t bytes) {
     const uintptr_t at = (uintptr_t)p, window = FETCHED_PAGES * PAGE_BYTES, used = at % window;
     const char *line = (const char *)(at - used + window + used / GROUP_BYTES * 64);
-    for (int page = 0; page < FETCHED_PAGES; page++) __builtin_prefetch(line + page * PAGE_BYTES);
+    const ptrdiff_t first = bytes == GROUP_BYTES ? 0 : (ptrdiff_t)(used % GROUP_BYTES) / bytes * bytes / 64;
+    for (ptrdiff_t page = first; page < first + bytes / 64; page++) __builtin_prefetch(line + page * PAGE_BYTES);
 }
 /* Line after line: of what is written, several pages at once gain nothing. */
 static INLINE void fetch_ahead_for_writing(const void *p) {
@@ -58,10 +59,75 @@ static INLINE void fetch_ahead_for_writing(const void *p) {
 }
 #endif
 
+#if WORKING_TYPE == 32
+static INLINE f_vec f_load_as(const void *p, int dtype) {
+    if (dtype == FL_F32) return f_load(p);
+    return dtype == FL_F16 ? f_load_f16(p) : f_load_bf16(p);
+}
+static INLINE void f_store_as(void *p, int dtype, f_vec v) {
+    if (dtype == FL_F32)
+        f_store(p, v);
+    else if (dtype == FL_F16)
+        f_store_f16(p, v);
+    else
+        f_store_bf16(p, v);
+}
+#else
+static INLINE d_vec d_load_as(const void *p, int dtype) {
+    (void)dtype;
+    return d_load(p);
+}
+static INLINE void d_store_as(void *p, int dtype, d_vec v) {
+    (void)dtype;
+    d_store(p, v);
+}
+#endif
+
+#ifndef COPY_PART
+#define COPY_PART
+/* Fewer than 64 bytes; a call of memcpy with a size that varies costs more than the rest. */
+static INLINE void copy_part(void *to, const void *from, ptrdiff_t bytes) {
+    char *q = to;
+    const char *p = from;
+#define PIECE(size)         \
+    if (bytes & (size)) {   \
+        memcpy(q, p, size); \
+        q += (size);        \
+        p += (size);        \
+    }
+    PIECE(32)
+    PIECE(16)
+    PIECE(8)
+    PIECE(4)
+    PIECE(2)
+#undef PIECE
+}
+#endif
+
+static INLINE V(vec) V(load_part_as)(const void *p, int dtype, ptrdiff_t n) {
+    REAL part[64 / sizeof(REAL)] = {0};
+    copy_part(part, p, n * dtype_size(dtype));
+    return V(load_as)(part, dtype);
+}
+/* Fewer than LANES, the others `fill`. */
+static INLINE V(vec) V(load_filled)(const void *p, int dtype, ptrdiff_t n, REAL fill) {
+    if (dtype == NATIVE) return V(load_part)(p, n, fill);
+    REAL part[LANES];
+    V(store)(part, V(load_part_as)(p, dtype, n));
+    for (ptrdiff_t k = n; k < LANES; k++) part[k] = fill;
+    return V(load)(part);
+}
+static INLINE void V(store_part_as)(void *p, int dtype, V(vec) v, ptrdiff_t n) {
+    REAL part[64 / sizeof(REAL)];
+    V(store_as)(part, dtype, v);
+    copy_part(p, part, n * dtype_size(dtype));
+}
+
 #ifndef EXP_FORM_TYPE
 #define EXP_FORM_TYPE
 /* What a loop over exponentials has to do besides adding them up; known to the compiler. */
 typedef struct {
+    int dtype;                  /* of the logits */
     bool quick;                 /* whole vectors are not clamped: positions tell whether they had to be */
     bool keeps;                 /* exponentials are kept in e */
     bool padded;                /* where there is room for whole vectors */
@@ -126,29 +192,31 @@ static INLINE void V(exp_step)(V(vec) value, V(vec) x, V(vec) distance, REAL *e,
 }
 
 /* Scaled exponentials of z - ref. y: the element that sums leave out, which may be outside. */
-static INLINE void V(exp_part)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, exp_form form, ptrdiff_t y,
+static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL ref, exp_form form, ptrdiff_t y,
                                V(exp_sums) * sums) {
     const V(vec) minus = V(set)(-ref); /* added, so that a load can be the other operand */
-    const ptrdiff_t group = GROUP_BYTES / VEC_BYTES * LANES, whole = n / LANES * LANES;
+    const ptrdiff_t group = GROUP_BYTES / VEC_BYTES * LANES, whole = n / LANES * LANES, size = dtype_size(form.dtype);
+    const char *z = logits;
     ptrdiff_t i = 0;
     for (; i + group <= n; i += group) {
-        if (form.fetches) fetch_ahead(z + i);
+        if (form.fetches) fetch_ahead(z + i * size, group * size);
         if (form.fetches_kept) fetch_ahead_for_writing(e + i);
         for (ptrdiff_t k = i; k < i + group; k += LANES) {
-            const V(vec) value = V(load)(z + k), x = V(add)(minus, value);
+            const V(vec) value = V(load_as)(z + k * size, form.dtype), x = V(add)(minus, value);
             V(exp_step)(value, x, x, form.keeps ? e + k : NULL, LANES, form, !form.quick, y - k, (k - i) / LANES % 2,
                         sums);
         }
     }
-    if (form.fetches && i < n) fetch_ahead(z + i);
+    if (form.fetches && i < n) fetch_ahead(z + i * size, group * size);
     if (form.fetches_kept && i < n) fetch_ahead_for_writing(e + i);
     for (; i < whole; i += LANES) {
-        const V(vec) value = V(load)(z + i), x = V(add)(minus, value);
+        const V(vec) value = V(load_as)(z + i * size, form.dtype), x = V(add)(minus, value);
         V(exp_step)(value, x, x, form.keeps ? e + i : NULL, LANES, form, !form.quick, y - i, 0, sums);
     }
     if (i < n) {
-        const V(vec) value = V(load_part)(z + i, n - i, -INFINITY), x = V(add)(minus, value);
-        const V(vec) distance = V(add)(minus, V(load_part)(z + i, n - i, ref)); /* before e replaces z */
+        const V(vec) value = V(load_filled)(z + i * size, form.dtype, n - i, -INFINITY), x = V(add)(minus, value);
+        const V(vec) last = V(load_filled)(z + i * size, form.dtype, n - i, ref); /* before e replaces z */
+        const V(vec) distance = V(add)(minus, last);
         V(exp_step)(value, x, distance, form.keeps ? e + i : NULL, form.padded ? LANES : n - i, form, true, y - i, 1,
                     sums);
     }
@@ -184,7 +252,7 @@ typedef struct {
     V(vec) sum, distance, moment;
 } V(block_sums);
 
-static INLINE bool V(exp_form_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, exp_form form, ptrdiff_t y,
+static INLINE bool V(exp_form_block)(const void *z, REAL *e, ptrdiff_t n, REAL ref, exp_form form, ptrdiff_t y,
                                      V(block_sums) * out) {
     V(exp_sums) sums = V(no_exps)();
     V(exp_part)(z, e, n, ref, form, y, &sums);
@@ -194,10 +262,31 @@ static INLINE bool V(exp_form_block)(const REAL *z, REAL *e, ptrdiff_t n, REAL r
     return !form.quick || V(in_range)(out->sum, sums.positions);
 }
 #undef EXP_FORM
-#define EXP_FORM(name, ...)                                                                                     \
-    static LOOP bool V(name)(const REAL *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t y, V(block_sums) * out) { \
+#undef EXP_FORM_OF
+#define EXP_FORM_OF(name, ...)                                                                                  \
+    static LOOP bool V(name)(const void *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t y, V(block_sums) * out) { \
         return V(exp_form_block)(z, e, n, ref, (exp_form){.fetches = true, __VA_ARGS__}, y, out);               \
     }
+#if WORKING_TYPE == 32
+#define EXP_FORM(name, ...)                                                                           \
+    EXP_FORM_OF(name##_f32, .dtype = FL_F32, __VA_ARGS__)                                             \
+    EXP_FORM_OF(name##_f16, .dtype = FL_F16, __VA_ARGS__)                                             \
+    EXP_FORM_OF(name##_bf16, .dtype = FL_BF16, __VA_ARGS__)                                           \
+    static INLINE bool V(name)(int dtype, const void *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t y, \
+                               V(block_sums) * out) {                                                 \
+        return (dtype == FL_F32   ? V(name##_f32)                                                     \
+                : dtype == FL_F16 ? V(name##_f16)                                                     \
+                                  : V(name##_bf16))(z, e, n, ref, y, out);                            \
+    }
+#else
+#define EXP_FORM(name, ...)                                                                           \
+    EXP_FORM_OF(name##_f64, .dtype = FL_F64, __VA_ARGS__)                                             \
+    static INLINE bool V(name)(int dtype, const void *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t y, \
+                               V(block_sums) * out) {                                                 \
+        (void)dtype;                                                                                  \
+        return V(name##_f64)(z, e, n, ref, y, out);                                                   \
+    }
+#endif
 EXP_FORM(exp_added, .quick = true)
 EXP_FORM(exp_kept, .quick = true, .keeps = true)
 EXP_FORM(exp_kept_and_fetched, .quick = true, .keeps = true, .fetches_kept = true)
@@ -236,62 +325,6 @@ static INLINE ptrdiff_t V(stream_scaled)(REAL *p, ptrdiff_t from, ptrdiff_t end,
     if (!last || i == end) return i;
     V(store_part)(p + i, V(fma)(V(load_part)(block + i, end - i, 0), f, minus), end - i);
     return end;
-}
-
-#if WORKING_TYPE == 32
-static INLINE f_vec f_load_as(const void *p, int dtype) {
-    if (dtype == FL_F32) return f_load(p);
-    return dtype == FL_F16 ? f_load_f16(p) : f_load_bf16(p);
-}
-static INLINE void f_store_as(void *p, int dtype, f_vec v) {
-    if (dtype == FL_F32)
-        f_store(p, v);
-    else if (dtype == FL_F16)
-        f_store_f16(p, v);
-    else
-        f_store_bf16(p, v);
-}
-#else
-static INLINE d_vec d_load_as(const void *p, int dtype) {
-    (void)dtype;
-    return d_load(p);
-}
-static INLINE void d_store_as(void *p, int dtype, d_vec v) {
-    (void)dtype;
-    d_store(p, v);
-}
-#endif
-
-#ifndef COPY_PART
-#define COPY_PART
-/* Fewer than 64 bytes; a call of memcpy with a size that varies costs more than the rest. */
-static INLINE void copy_part(void *to, const void *from, ptrdiff_t bytes) {
-    char *q = to;
-    const char *p = from;
-#define PIECE(size)         \
-    if (bytes & (size)) {   \
-        memcpy(q, p, size); \
-        q += (size);        \
-        p += (size);        \
-    }
-    PIECE(32)
-    PIECE(16)
-    PIECE(8)
-    PIECE(4)
-    PIECE(2)
-#undef PIECE
-}
-#endif
-
-static INLINE V(vec) V(load_part_as)(const void *p, int dtype, ptrdiff_t n) {
-    REAL part[64 / sizeof(REAL)] = {0};
-    copy_part(part, p, n * dtype_size(dtype));
-    return V(load_as)(part, dtype);
-}
-static INLINE void V(store_part_as)(void *p, int dtype, V(vec) v, ptrdiff_t n) {
-    REAL part[64 / sizeof(REAL)];
-    V(store_as)(part, dtype, v);
-    copy_part(p, part, n * dtype_size(dtype));
 }
 
 /* Runs the loop with the type known, so that it holds no branch. */

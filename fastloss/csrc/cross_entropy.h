@@ -185,11 +185,13 @@ static void V(jump)(const class_task *task, const char *z, ptrdiff_t c, bool nat
     row->ref = next;
 }
 
-/* Adds the classes [c, c + n) of the row z, of which p holds the logits, and keeps their exponentials. */
-static INLINE void V(add_block)(const class_task *task, const char *z, const REAL *p, ptrdiff_t c, ptrdiff_t n,
-                                ptrdiff_t y, bool native, REAL *kept, bool fetches_kept, bool smooth, bool with_moments,
+/* Adds the classes [c, c + n) of the row z, and keeps their exponentials. */
+static INLINE void V(add_block)(const class_task *task, const char *z, ptrdiff_t c, ptrdiff_t n, ptrdiff_t y,
+                                bool native, REAL *kept, bool fetches_kept, bool smooth, bool with_moments,
                                 V(row_sums) * row) {
     const bool here = y >= c && y < c + n;
+    const int dtype = native ? NATIVE : task->call.logits.dtype;
+    const char *p = z + c * dtype_size(dtype);
     REAL *e = kept ? kept + c : NULL;
     V(block_sums) sums;
     bool done = false;
@@ -197,18 +199,18 @@ static INLINE void V(add_block)(const class_task *task, const char *z, const REA
         if (!kept)
             done = (smooth || here ? V(exp_others)
                     : with_moments ? V(exp_moments)
-                                   : V(exp_added))(p, e, n, row->ref, y - c, &sums);
+                                   : V(exp_added))(dtype, p, e, n, row->ref, y - c, &sums);
         else
             done = (smooth || here ? V(exp_others_kept)
                     : fetches_kept ? V(exp_kept_and_fetched)
-                                   : V(exp_kept))(p, e, n, row->ref, y - c, &sums);
+                                   : V(exp_kept))(dtype, p, e, n, row->ref, y - c, &sums);
     }
     if (!done) {
-        if (V(any)(V(lt)(V(set)(row->ref + JUMP), V(max_block)(p, n))))
+        if (V(max_of)(task, p, n, native) > row->ref + JUMP)
             V(jump)(task, z, c, native, kept, row);
         else
             row->careful = true;
-        (kept ? V(exp_clamped_kept) : V(exp_clamped))(p, e, n, row->ref, y - c, &sums);
+        (kept ? V(exp_clamped_kept) : V(exp_clamped))(dtype, p, e, n, row->ref, y - c, &sums);
     }
     V(acc_add)(&row->rests, sums.sum);
     if (with_moments) V(acc_add)(&row->moments, sums.moment);
@@ -251,13 +253,17 @@ static INLINE void V(scale_pending)(const class_task *task, V(pending) * row, pt
         V(store_one)(row->grad + row->y * dtype_size(dtype), dtype, row->target_grad);
 }
 
-/* The logits of a block as the working type: where they lie, or in `block`. */
-static INLINE const REAL *V(working)(const class_task *task, const char *z, ptrdiff_t n, bool native, REAL *block) {
-    if (native) return (const REAL *)z;
-    const ptrdiff_t bytes = n * dtype_size(task->call.logits.dtype);
-    for (ptrdiff_t group = 0; group < bytes; group += GROUP_BYTES) fetch_ahead(z + group);
-    V(load_block)(z, task->call.logits.dtype, n, -INFINITY, block);
-    return block;
+/* How many of the classes [c, c + n) of the row z rank in front of its target, up to `enough`. */
+static INLINE REAL V(ahead_in)(const class_task *task, const char *z, ptrdiff_t c, ptrdiff_t n, ptrdiff_t y, REAL z_y,
+                               bool native, REAL enough) {
+    REAL block[BLOCK];
+    const REAL *p = block;
+    if (native)
+        p = (const REAL *)z + c;
+    else
+        V(load_block)(z + c * dtype_size(task->call.logits.dtype), task->call.logits.dtype, n, -INFINITY, block);
+    const bool none = !V(any)(V(lt)(V(below)(V(set)(z_y)), V(max_block)(p, n)));
+    return none ? 0 : V(count_ahead)(p, n, y - c, z_y, enough);
 }
 
 static INLINE V(row_sums) V(new_row)(const class_task *task, const char *z, REAL z_y, bool native, bool careful) {
@@ -277,15 +283,11 @@ static INLINE V(row_sums) V(sum_row)(const class_task *task, const V(batch) * ba
     const char *z = batch->z[i];
     const REAL z_y = native ? ((const REAL *)z)[y] : V(load_one)(z + y * size, task->call.logits.dtype);
     const REAL most = with_metrics ? V(most_ahead)(task) : 0;
-    const V(vec) below = V(below)(V(set)(z_y));
-    REAL block[BLOCK];
     V(row_sums) row = V(new_row)(task, z, z_y, native, (const char *)kept == z); /* in place there is no second try */
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
         const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
-        const REAL *p = V(working)(task, z + c * size, n, native, block);
-        V(add_block)(task, z, p, c, n, y, native, kept, native && !streams, smooth, with_metrics, &row);
-        if (with_metrics && row.ahead < most && V(any)(V(lt)(below, V(max_block)(p, n))))
-            row.ahead += V(count_ahead)(p, n, y - c, z_y, most - row.ahead);
+        V(add_block)(task, z, c, n, y, native, kept, native && !streams, smooth, with_metrics, &row);
+        if (with_metrics && row.ahead < most) row.ahead += V(ahead_in)(task, z, c, n, y, z_y, native, most - row.ahead);
         if (pending) V(scale_pending)(task, pending, c + n, native, streams);
     }
     row.rest += V(acc_sum)(row.rests);
@@ -472,7 +474,8 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
     const ptrdiff_t padded = (vectors ? vectors : (classes + LANES - 1) / LANES) * LANES;
     const ptrdiff_t fetched = native ? LANES * classes : 0;
     const bool fetches_grad = with_grad && native && !batch->streams;
-    const exp_form form = {.keeps = with_grad,
+    const exp_form form = {.dtype = NATIVE,
+                           .keeps = with_grad,
                            .has_target = true,
                            .padded = true,
                            .distances = smooth,

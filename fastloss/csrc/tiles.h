@@ -1,13 +1,6 @@
 /* One tile of a softmax task: which rows it holds, what their targets say, and which kernel does them. Included once
  * per working type. */
 
-#undef NATIVE
-#if WORKING_TYPE == 32
-#define NATIVE FL_F32
-#else
-#define NATIVE FL_F64
-#endif
-
 /* Targets of probability and softmax rows: none is ignored, none is an index. */
 #undef NO_INDEX
 #define NO_INDEX (-2)
