@@ -408,7 +408,8 @@ def _call(kernel: Any, dtype: np.dtype[Any], *arguments: Any) -> Any:
     key = kernel, dtype
     if key in _compiled:
         return kernel(*arguments)
-    note = threading.Timer(PATIENCE, _say_compiling, [kernel])
+    note = threading.Timer(PATIENCE, lambda: _say_compiling(kernel, before, note.finished))
+    before = _compilations(kernel)
     note.daemon = True
     note.start()
     try:
@@ -419,7 +420,14 @@ def _call(kernel: Any, dtype: np.dtype[Any], *arguments: Any) -> Any:
     return result
 
 
-def _say_compiling(kernel: Any) -> None:
+def _compilations(kernel: Any) -> int:
+    return sum(kernel.stats.cache_misses.values())
+
+
+def _say_compiling(kernel: Any, before: int, done: threading.Event) -> None:
+    while _compilations(kernel) == before:  # what an earlier process compiled is being loaded, which may take as long
+        if done.wait(PATIENCE):
+            return
     if kernel._cache is not None and type(kernel._cache).__name__ != "NullCache":
         what, how_long = kernel.py_func.__name__.removesuffix("_serial").removesuffix("_parallel"), "is kept on disk"
     else:
