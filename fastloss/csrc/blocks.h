@@ -50,7 +50,7 @@ static INLINE V(int) V(lane_numbers)(void) {
 static INLINE void fetch_ahead(const void *p, ptrdiff_t bytes) {
     const uintptr_t at = (uintptr_t)p, window = FETCHED_PAGES * PAGE_BYTES, used = at % window;
     const char *line = (const char *)(at - used + window + used / GROUP_BYTES * 64);
-    const ptrdiff_t first = bytes == GROUP_BYTES ? 0 : (ptrdiff_t)(used % GROUP_BYTES) / bytes * bytes / 64;
+    const ptrdiff_t first = (ptrdiff_t)(used % GROUP_BYTES) / bytes * bytes / 64;
     for (ptrdiff_t page = first; page < first + bytes / 64; page++) __builtin_prefetch(line + page * PAGE_BYTES);
 }
 /* Line after line: of what is written, several pages at once gain nothing. */
@@ -122,6 +122,33 @@ static INLINE void V(store_part_as)(void *p, int dtype, V(vec) v, ptrdiff_t n) {
     V(store_as)(part, dtype, v);
     copy_part(p, part, n * dtype_size(dtype));
 }
+
+/* Runs the loop with the type known, so that it holds no branch. */
+#undef FOR_DTYPE
+#if WORKING_TYPE == 32
+#define FOR_DTYPE(dtype, loop)    \
+    switch (dtype) {              \
+        case FL_F32: {            \
+            enum { D = FL_F32 };  \
+            loop break;           \
+        }                         \
+        case FL_F16: {            \
+            enum { D = FL_F16 };  \
+            loop break;           \
+        }                         \
+        default: {                \
+            enum { D = FL_BF16 }; \
+            loop                  \
+        }                         \
+    }
+#else
+#define FOR_DTYPE(dtype, loop) \
+    {                          \
+        enum { D = FL_F64 };   \
+        (void)(dtype);         \
+        loop                   \
+    }
+#endif
 
 #ifndef EXP_FORM_TYPE
 #define EXP_FORM_TYPE
@@ -262,31 +289,12 @@ static INLINE bool V(exp_form_block)(const void *z, REAL *e, ptrdiff_t n, REAL r
     return !form.quick || V(in_range)(out->sum, sums.positions);
 }
 #undef EXP_FORM
-#undef EXP_FORM_OF
-#define EXP_FORM_OF(name, ...)                                                                                  \
-    static LOOP bool V(name)(const void *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t y, V(block_sums) * out) { \
-        return V(exp_form_block)(z, e, n, ref, (exp_form){.fetches = true, __VA_ARGS__}, y, out);               \
+#define EXP_FORM(name, ...)                                                                                           \
+    static LOOP bool V(name)(int dtype, const void *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t y,                   \
+                             V(block_sums) * out) {                                                                   \
+        FOR_DTYPE(dtype, return V(exp_form_block)(z, e, n, ref, (exp_form){.dtype = D, .fetches = true, __VA_ARGS__}, \
+                                                  y, out);)                                                           \
     }
-#if WORKING_TYPE == 32
-#define EXP_FORM(name, ...)                                                                           \
-    EXP_FORM_OF(name##_f32, .dtype = FL_F32, __VA_ARGS__)                                             \
-    EXP_FORM_OF(name##_f16, .dtype = FL_F16, __VA_ARGS__)                                             \
-    EXP_FORM_OF(name##_bf16, .dtype = FL_BF16, __VA_ARGS__)                                           \
-    static INLINE bool V(name)(int dtype, const void *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t y, \
-                               V(block_sums) * out) {                                                 \
-        return (dtype == FL_F32   ? V(name##_f32)                                                     \
-                : dtype == FL_F16 ? V(name##_f16)                                                     \
-                                  : V(name##_bf16))(z, e, n, ref, y, out);                            \
-    }
-#else
-#define EXP_FORM(name, ...)                                                                           \
-    EXP_FORM_OF(name##_f64, .dtype = FL_F64, __VA_ARGS__)                                             \
-    static INLINE bool V(name)(int dtype, const void *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t y, \
-                               V(block_sums) * out) {                                                 \
-        (void)dtype;                                                                                  \
-        return V(name##_f64)(z, e, n, ref, y, out);                                                   \
-    }
-#endif
 EXP_FORM(exp_added, .quick = true)
 EXP_FORM(exp_kept, .quick = true, .keeps = true)
 EXP_FORM(exp_kept_and_fetched, .quick = true, .keeps = true, .fetches_kept = true)
@@ -326,33 +334,6 @@ static INLINE ptrdiff_t V(stream_scaled)(REAL *p, ptrdiff_t from, ptrdiff_t end,
     V(store_part)(p + i, V(fma)(V(load_part)(block + i, end - i, 0), f, minus), end - i);
     return end;
 }
-
-/* Runs the loop with the type known, so that it holds no branch. */
-#undef FOR_DTYPE
-#if WORKING_TYPE == 32
-#define FOR_DTYPE(dtype, loop)    \
-    switch (dtype) {              \
-        case FL_F32: {            \
-            enum { D = FL_F32 };  \
-            loop break;           \
-        }                         \
-        case FL_F16: {            \
-            enum { D = FL_F16 };  \
-            loop break;           \
-        }                         \
-        default: {                \
-            enum { D = FL_BF16 }; \
-            loop                  \
-        }                         \
-    }
-#else
-#define FOR_DTYPE(dtype, loop) \
-    {                          \
-        enum { D = FL_F64 };   \
-        (void)(dtype);         \
-        loop                   \
-    }
-#endif
 
 /* n elements of any floating type as the working type, padded with `fill` to a whole number of vectors. Returns the
  * maximum of each lane, and of the fill. */

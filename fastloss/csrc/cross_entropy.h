@@ -893,16 +893,20 @@ static INLINE void V(lanes_to_rows)(const REAL *tile, ptrdiff_t classes, const V
     }
 }
 
-/* Rows of any type and distance behind each other, rows of 0 where there are no more; and back. `packed` has room for
- * another vector. */
+/* Rows of any type and distance behind each other, rows of 0 where there are no more; and back. Those that lie behind
+ * each other already are one part. `packed` has room for another vector. */
 static LOOP void V(pack_rows)(const class_task *task, char *const row[], ptrdiff_t n, ptrdiff_t padded, REAL *packed) {
     const ptrdiff_t classes = task->call.classes;
-    for (ptrdiff_t i = 0; i < n; i++) V(load_block)(row[i], task->call.logits.dtype, classes, 0, packed + i * classes);
+    const int dtype = task->call.logits.dtype;
+    const ptrdiff_t parts = V(adjacent)(row, n, classes * dtype_size(dtype)) ? 1 : n, part = n / parts * classes;
+    for (ptrdiff_t i = 0; i < parts; i++) V(load_block)(row[i], dtype, part, 0, packed + i * part);
     memset(packed + n * classes, 0, (size_t)((padded - n) * classes) * sizeof(REAL));
 }
 static LOOP void V(unpack_rows)(const class_task *task, const REAL *packed, ptrdiff_t n, char *const row[]) {
     const ptrdiff_t classes = task->call.classes;
-    for (ptrdiff_t i = 0; i < n; i++) V(store_block)(row[i], task->call.grad.dtype, classes, packed + i * classes);
+    const int dtype = task->call.grad.dtype;
+    const ptrdiff_t parts = V(adjacent)(row, n, classes * dtype_size(dtype)) ? 1 : n, part = n / parts * classes;
+    for (ptrdiff_t i = 0; i < parts; i++) V(store_block)(row[i], dtype, part, packed + i * part);
 }
 
 /* n rows, at most LANE_TARGETS. */

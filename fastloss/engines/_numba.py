@@ -408,8 +408,8 @@ def _call(kernel: Any, dtype: np.dtype[Any], *arguments: Any) -> Any:
     key = kernel, dtype
     if key in _compiled:
         return kernel(*arguments)
-    note = threading.Timer(PATIENCE, lambda: _say_compiling(kernel, before, note.finished))
     before = _compilations(kernel)
+    note = threading.Timer(PATIENCE, lambda: _say_compiling(kernel, before, note.finished))
     note.daemon = True
     note.start()
     try:
