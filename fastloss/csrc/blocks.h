@@ -32,11 +32,14 @@ static INLINE void V(prefetch)(const REAL *p, bool for_writing) {
         for_writing ? __builtin_prefetch((const char *)p + line, 1) : __builtin_prefetch((const char *)p + line, 0);
 }
 
-/* Lane i holds i. */
-static INLINE V(int) V(lane_numbers)(void) {
-    static const V(index) numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return V(int_load)(numbers);
-}
+/* The numbers of a block's elements: read from memory, since one in all lanes takes a step that others need. */
+#ifndef NUMBERS_256
+#define NUMBERS_4(n) n, n + 1, n + 2, n + 3
+#define NUMBERS_16(n) NUMBERS_4(n), NUMBERS_4(n + 4), NUMBERS_4(n + 8), NUMBERS_4(n + 12)
+#define NUMBERS_64(n) NUMBERS_16(n), NUMBERS_16(n + 16), NUMBERS_16(n + 32), NUMBERS_16(n + 48)
+#define NUMBERS_256(n) NUMBERS_64(n), NUMBERS_64(n + 64), NUMBERS_64(n + 128), NUMBERS_64(n + 192)
+#endif
+static const V(index) V(numbers)[BLOCK] = {NUMBERS_256(0), NUMBERS_256(256)};
 
 #ifndef FETCHED_PAGES
 #define FETCHED_PAGES 4
@@ -159,23 +162,31 @@ typedef struct {
     bool keeps;                 /* exponentials are kept in e */
     bool padded;                /* where there is room for whole vectors */
     bool has_target;            /* sums leave out one element */
+    bool starts;                /* sums are 0 */
     bool fetches, fetches_kept; /* what lies ahead of z, or of e */
     bool distances, moments, ranks;
 } exp_form;
 #endif
 
-/* How many classes rank in front of the target, whose logit is z_y in all lanes. */
+/* How many classes rank in front of the target: those whose logits are above its own, and equal ones of earlier
+ * classes. What is above limit[0] is at or above the target's logit, limit[LANES]. */
 typedef struct {
-    V(vec) z_y;
+    const REAL *limit;
+    ptrdiff_t own; /* where the vector begins that holds the target */
     ptrdiff_t ahead;
 } V(ranking);
 
-/* Adds those of a vector in which the target is lane y, or outside: the logits above its own, and equal ones of earlier
- * classes. */
-static INLINE void V(rank_step)(V(ranking) * rank, V(vec) z, ptrdiff_t y) {
-    const unsigned earlier = y <= 0 ? 0 : y >= LANES ? ~0u : (1u << y) - 1;
-    const unsigned equal = V(set_lanes)(V(eq)(z, rank->z_y)) & earlier;
-    rank->ahead += count_lanes(V(set_lanes)(V(lt)(rank->z_y, z)) | equal);
+/* Adds those of the vector from class c on, all but the equal ones of the target's own vector. */
+static INLINE void V(rank_step)(V(ranking) * rank, V(vec) z, ptrdiff_t c) {
+    const V(vec) limit = V(set)(rank->limit[(c >= rank->own) * LANES]);
+    rank->ahead += count_lanes(V(set_lanes)(V(lt)(limit, z)));
+}
+
+/* How many of the target's own vector, of a row of at least one vector, are equal to it and earlier. */
+static INLINE int V(equal_earlier)(const REAL *z, ptrdiff_t classes, ptrdiff_t y, ptrdiff_t own, REAL z_y) {
+    const ptrdiff_t from = own < classes - LANES ? own : classes - LANES;
+    const unsigned earlier = (1u << (y - from)) - (1u << (own - from));
+    return count_lanes(V(set_lanes)(V(eq)(V(load)(z + from), V(set)(z_y))) & earlier);
 }
 
 /* The next smaller number, but for -inf: what is above it is at or above x. */
@@ -193,34 +204,35 @@ typedef struct {
     V(vec) distance;  /* x */
     V(vec) moment[2]; /* of what is in the sums, x e^x */
     V(int) positions; /* the bits in which any V(exp_position) differs from EXP_ROUND */
+    V(int) target;    /* the number of the element that sums leave out, in all lanes; it may be none of them */
     V(ranking) rank;
 } V(exp_sums);
 
-static INLINE V(exp_sums) V(no_exps)(void) {
+static INLINE V(exp_sums) V(no_exps)(ptrdiff_t target) {
     const V(vec) zero = V(set)(0);
-    return (V(exp_sums)){{zero, zero}, zero, {zero, zero}, V(int_set)(0), {zero, 0}};
+    const V(int) numbers = V(int_set)((V(index))target);
+    return (V(exp_sums)){{zero, zero}, zero, {zero, zero}, V(int_set)(0), numbers, {NULL, 0, 0}};
 }
 
-/* One vector of logits, of which x is the distance from the reference and `distance` the same, but 0 past the end. At
- * most LANES elements, in full vectors all of them, of which `keep` are kept. Where x is clamped, a moment takes the
- * bound for it, so that no 0 meets an infinity. */
+/* One vector of logits from number c on, of which x is the distance from the reference and `distance` the same, but 0
+ * past the end. At most LANES elements, in full vectors all of them, of which `keep` are kept. Where x is clamped, a
+ * moment takes the bound for it, so that no 0 meets an infinity. */
 static INLINE void V(exp_step)(V(vec) value, V(vec) x, V(vec) distance, REAL *e, ptrdiff_t keep, exp_form form,
-                               bool clamps, ptrdiff_t y, int k, V(exp_sums) * sums) {
+                               bool clamps, ptrdiff_t c, int k, V(exp_sums) * sums) {
     if (form.distances) sums->distance = V(add)(sums->distance, distance);
-    if (form.ranks) V(rank_step)(&sums->rank, value, y);
+    if (form.ranks) V(rank_step)(&sums->rank, value, c);
     if (clamps) x = V(exp_floor)(x, EXP_SCALE_BITS);
     V(vec) exps = V(exp_floored)(x);
     if (form.quick)
         sums->positions = V(int_differences)(sums->positions, V(bits)(V(exp_position)(x)), V(bits)(V(set)(EXP_ROUND)));
     if (form.keeps) keep == LANES ? V(store)(e, exps) : V(store_part)(e, exps, keep);
-    if (form.has_target) exps = V(zero_where)(V(int_eq)(V(lane_numbers)(), V(int_set)((V(index))y)), exps);
-    sums->sum[k] = V(add)(sums->sum[k], exps);
-    if (form.moments) sums->moment[k] = V(fma)(exps, x, sums->moment[k]);
+    if (form.has_target) exps = V(zero_where)(V(int_eq)(sums->target, V(int_load)(V(numbers) + c)), exps);
+    sums->sum[k] = form.starts ? exps : V(add)(sums->sum[k], exps);
+    if (form.moments) sums->moment[k] = form.starts ? V(mul)(exps, x) : V(fma)(exps, x, sums->moment[k]);
 }
 
-/* Scaled exponentials of z - ref. y: the element that sums leave out, which may be outside. */
-static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL ref, exp_form form, ptrdiff_t y,
-                               V(exp_sums) * sums) {
+/* Scaled exponentials of z - ref, at most BLOCK. */
+static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL ref, exp_form form, V(exp_sums) * sums) {
     const V(vec) minus = V(set)(-ref); /* added, so that a load can be the other operand */
     const ptrdiff_t group = GROUP_BYTES / VEC_BYTES * LANES, whole = n / LANES * LANES, size = dtype_size(form.dtype);
     const char *z = logits;
@@ -230,22 +242,20 @@ static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL re
         if (form.fetches_kept) fetch_ahead_for_writing(e + i);
         for (ptrdiff_t k = i; k < i + group; k += LANES) {
             const V(vec) value = V(load_as)(z + k * size, form.dtype), x = V(add)(minus, value);
-            V(exp_step)(value, x, x, form.keeps ? e + k : NULL, LANES, form, !form.quick, y - k, (k - i) / LANES % 2,
-                        sums);
+            V(exp_step)(value, x, x, form.keeps ? e + k : NULL, LANES, form, !form.quick, k, (k - i) / LANES % 2, sums);
         }
     }
     if (form.fetches && i < n) fetch_ahead(z + i * size, group * size);
     if (form.fetches_kept && i < n) fetch_ahead_for_writing(e + i);
     for (; i < whole; i += LANES) {
         const V(vec) value = V(load_as)(z + i * size, form.dtype), x = V(add)(minus, value);
-        V(exp_step)(value, x, x, form.keeps ? e + i : NULL, LANES, form, !form.quick, y - i, 0, sums);
+        V(exp_step)(value, x, x, form.keeps ? e + i : NULL, LANES, form, !form.quick, i, 0, sums);
     }
     if (i < n) {
         const V(vec) value = V(load_filled)(z + i * size, form.dtype, n - i, -INFINITY), x = V(add)(minus, value);
         const V(vec) last = V(load_filled)(z + i * size, form.dtype, n - i, ref); /* before e replaces z */
         const V(vec) distance = V(add)(minus, last);
-        V(exp_step)(value, x, distance, form.keeps ? e + i : NULL, form.padded ? LANES : n - i, form, true, y - i, 1,
-                    sums);
+        V(exp_step)(value, x, distance, form.keeps ? e + i : NULL, form.padded ? LANES : n - i, form, true, i, 1, sums);
     }
 }
 
@@ -281,8 +291,8 @@ typedef struct {
 
 static INLINE bool V(exp_form_block)(const void *z, REAL *e, ptrdiff_t n, REAL ref, exp_form form, ptrdiff_t y,
                                      V(block_sums) * out) {
-    V(exp_sums) sums = V(no_exps)();
-    V(exp_part)(z, e, n, ref, form, y, &sums);
+    V(exp_sums) sums = V(no_exps)(y);
+    V(exp_part)(z, e, n, ref, form, &sums);
     out->sum = V(add)(sums.sum[0], sums.sum[1]);
     if (form.distances) out->distance = sums.distance;
     if (form.moments) out->moment = V(add)(sums.moment[0], sums.moment[1]);
@@ -379,17 +389,48 @@ static INLINE void V(store_block)(void *p, int dtype, ptrdiff_t n, const REAL *b
     })
 }
 
-/* A copy of a block past the caches; both are aligned for their type, and no line is shared but at the ends. */
-static INLINE void V(stream_block)(void *p, const void *block, ptrdiff_t n, ptrdiff_t size) {
-    char *to = p;
-    const char *from = block;
-    ptrdiff_t bytes = n * size, head = -(uintptr_t)p & (VEC_BYTES - 1);
-    if (head > bytes) head = bytes;
-    memcpy(to, from, (size_t)head);
-    for (; head + VEC_BYTES <= bytes; head += VEC_BYTES)
-        f_stream((float *)(to + head), f_load((const float *)(from + head)));
-    memcpy(to + head, from + head, (size_t)(bytes - head));
+#ifndef LINE_BYTES
+#define LINE_BYTES 64
+/* Bytes that are written past the caches one block after the other, each aligned for its type. A line of which a part
+ * is written is read before, so that it is put together here where two blocks meet in it. */
+typedef struct {
+    char *next;
+    ptrdiff_t kept; /* bytes before `next` that are in `line`, and not written yet */
+    char line[LINE_BYTES];
+} line_stream;
+
+static INLINE void stream_line(char *p, const char *line) {
+    for (int i = 0; i < LINE_BYTES; i += VEC_BYTES) f_stream((float *)(p + i), f_load((const float *)(line + i)));
 }
+
+static INLINE void stream_next(line_stream *stream, const void *block, ptrdiff_t bytes) {
+    const char *from = block;
+    const ptrdiff_t before = (ptrdiff_t)((uintptr_t)stream->next % LINE_BYTES);
+    if (before > 0) {
+        const ptrdiff_t n = bytes < LINE_BYTES - before ? bytes : LINE_BYTES - before;
+        copy_part(stream->kept ? stream->line + before : stream->next, from, n);
+        if (stream->kept) stream->kept += n;
+        if (stream->kept == LINE_BYTES) {
+            stream_line(stream->next - before, stream->line);
+            stream->kept = 0;
+        }
+        stream->next += n;
+        from += n;
+        bytes -= n;
+    }
+    for (; bytes >= LINE_BYTES; bytes -= LINE_BYTES, from += LINE_BYTES, stream->next += LINE_BYTES)
+        stream_line(stream->next, from);
+    if (bytes == 0) return;
+    copy_part(stream->line, from, bytes);
+    stream->kept = bytes;
+    stream->next += bytes;
+}
+
+static INLINE void stream_end(line_stream *stream) {
+    if (stream->kept) copy_part(stream->next - stream->kept, stream->line, stream->kept);
+    stream->kept = 0;
+}
+#endif
 
 static INLINE REAL V(load_one)(const void *p, int dtype) { return V(first_lane)(V(load_part_as)(p, dtype, 1)); }
 static INLINE void V(store_one)(void *p, int dtype, REAL value) { V(store_part_as)(p, dtype, V(set)(value), 1); }

@@ -16,9 +16,10 @@
 /* What a kernel needs of up to ROW_BATCH targets that count. */
 typedef struct {
     ptrdiff_t count;
-    bool native;   /* logits and gradients are of the working type; else they are converted on the way */
-    bool streams;  /* long rows' gradients are written past the caches */
-    REAL *scratch; /* a row of scratch where not native, two where it streams */
+    bool native;        /* logits and gradients are of the working type; else they are converted on the way */
+    bool streams;       /* gradients are written past the caches */
+    REAL *scratch;      /* a row of scratch where not native, two where it streams */
+    line_stream stream; /* of rows that lie behind each other */
     char *z[ROW_BATCH];
     char *grad[ROW_BATCH];  /* NULL: loss only */
     char *probs[ROW_BATCH]; /* not for the fast kernels */
@@ -225,6 +226,7 @@ typedef struct {
     const REAL *e; /* in scratch, or the gradient itself */
     REAL factor, shift, target_grad;
     ptrdiff_t y, done;
+    line_stream stream; /* where it is not of the working type */
 } V(pending);
 
 static INLINE void V(scale_pending)(const class_task *task, V(pending) * row, ptrdiff_t end, bool native,
@@ -243,10 +245,11 @@ static INLINE void V(scale_pending)(const class_task *task, V(pending) * row, pt
         REAL block[BLOCK];
         const ptrdiff_t n = end - row->done < BLOCK ? end - row->done : BLOCK;
         V(store_scaled)(block, dtype, n, row->e + row->done, row->factor, row->shift);
-        V(stream_block)(row->grad + row->done * dtype_size(dtype), block, n, dtype_size(dtype));
+        stream_next(&row->stream, block, n * dtype_size(dtype));
         row->done += n;
     }
     if (end < classes) return;
+    if (!native) stream_end(&row->stream);
     if (native)
         ((REAL *)row->grad)[row->y] = row->target_grad;
     else
@@ -313,7 +316,7 @@ static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i,
     const REAL target_grad = V(first_lane)(f.target_grad);
     batch->loss[i] = V(first_lane)(f.loss);
     if (pending) {
-        *pending = (V(pending)){grad, kept, factor, shift, target_grad, y, 0};
+        *pending = (V(pending)){grad, kept, factor, shift, target_grad, y, 0, {.next = grad}};
         return;
     }
     V(store_scaled)(grad, dtype, classes, kept, factor, shift);
@@ -436,19 +439,20 @@ static INLINE V(vec) V(row_max)(const REAL *z, ptrdiff_t classes, ptrdiff_t vect
     return max;
 }
 
-/* V(exp_part), unrolled where the number of vectors is known. */
-static INLINE void V(row_exps)(const REAL *z, REAL *e, ptrdiff_t classes, ptrdiff_t vectors, REAL ref, exp_form form,
-                               ptrdiff_t y, ptrdiff_t fetched, V(exp_sums) * sums) {
+/* V(exp_part), unrolled where the number of vectors is known, which is at least 2. minus_ref: read from memory into all
+ * lanes. */
+static INLINE void V(row_exps)(const REAL *z, REAL *e, ptrdiff_t classes, ptrdiff_t vectors, const REAL *minus_ref,
+                               exp_form form, ptrdiff_t fetched, V(exp_sums) * sums) {
     for (ptrdiff_t c = 0; !vectors && fetched && c < classes; c += LANES) V(prefetch)(z + fetched + c, false);
-    if (!vectors) V(exp_part)(z, e, classes, ref, form, y, sums);
-    const V(vec) minus = V(set)(-ref);
+    if (!vectors) V(exp_part)(z, e, classes, -*minus_ref, form, sums);
+    const V(vec) minus = V(set)(*minus_ref);
     for (ptrdiff_t v = 0; v < vectors; v++) {
         V(prefetch)(z + fetched + v * LANES, false);
         const V(vec) value = V(row_vector)(z, classes, v, vectors, -INFINITY), x = V(add)(minus, value);
         /* Where it is not asked for, no load of it may stand here: the compiler would not unroll the loop. */
-        const V(vec) distance = form.distances ? V(add)(minus, V(row_vector)(z, classes, v, vectors, ref)) : x;
-        V(exp_step)(value, x, distance, form.keeps ? e + v * LANES : NULL, LANES, form, true, y - v * LANES, v % 2,
-                    sums);
+        const V(vec) distance = form.distances ? V(add)(minus, V(row_vector)(z, classes, v, vectors, -*minus_ref)) : x;
+        form.starts = v < 2;
+        V(exp_step)(value, x, distance, form.keeps ? e + v * LANES : NULL, LANES, form, true, v * LANES, v % 2, sums);
     }
 }
 
@@ -457,6 +461,12 @@ static INLINE void V(scale_row)(REAL *p, const REAL *e, ptrdiff_t classes, ptrdi
     const V(vec) f = V(set)(factor), minus = V(set)(-shift);
     for (ptrdiff_t i = 0; i + LANES < padded; i += LANES) V(store)(p + i, V(fma)(V(load)(e + i), f, minus));
     V(store)(p + classes - LANES, V(fma)(V(load)(e + classes - LANES), f, minus));
+}
+
+/* Integers below 2^22 in all lanes. */
+static INLINE V(vec) V(small_numbers)(V(int) n) {
+    const V(vec) base = V(set)(EXP_ROUND);
+    return V(sub)(V(from_bits)(V(int_add)(V(bits)(base), n)), base);
 }
 
 /* Whether n rows of so many bytes lie behind each other. */
@@ -482,7 +492,9 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
                            .moments = with_metrics,
                            .ranks = with_metrics};
     REAL stage[ROW_STAGE]; /* of logits that are converted, then of the exponentials */
-    REAL m[LANES], aheads[LANES], z_y[ROW_GROUPS * LANES];
+    REAL minus_m[LANES], z_y[ROW_GROUPS * LANES];
+    REAL limits[2 * LANES]; /* of V(ranking), for each row */
+    V(index) aheads[LANES] = {0};
     V(lane_sums) all;
     if (n < 1) return; /* never, and compilers warn of sums that would not be known */
     for (ptrdiff_t group = 0; group < groups; group++) {
@@ -502,27 +514,30 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
             z_y[at] = z[r][y[r]];
         }
         all.m[group] = V(rows_max)(sums);
-        V(store)(m, all.m[group]);
+        all.z_y[group] = V(load)(z_y + group * LANES);
+        V(store)(minus_m, V(sub)(V(set)(0), all.m[group]));
+        if (with_metrics) V(store)(limits, V(below)(all.z_y[group]));
+        if (with_metrics) V(store)(limits + LANES, all.z_y[group]);
         for (ptrdiff_t r = count; r < LANES; r++) distances[r] = moments[r] = V(set)(0);
         for (ptrdiff_t r = 0; r < count; r++) {
             const ptrdiff_t at = group * LANES + r;
-            V(exp_sums) its = V(no_exps)();
-            its.rank.z_y = V(set)(z_y[at]);
-            V(row_exps)(z[r], with_grad ? stage + at * padded : NULL, classes, vectors, m[r], form, y[r], fetched,
+            V(exp_sums) its = V(no_exps)(y[r]);
+            its.rank = (V(ranking)){limits + r, y[r] - y[r] % LANES, 0};
+            V(row_exps)(z[r], with_grad ? stage + at * padded : NULL, classes, vectors, minus_m + r, form, fetched,
                         &its);
             sums[r] = V(add)(its.sum[0], its.sum[1]);
             distances[r] = its.distance;
             moments[r] = V(add)(its.moment[0], its.moment[1]);
-            aheads[r] = (REAL)its.rank.ahead;
+            if (with_metrics)
+                aheads[r] = (V(index))(its.rank.ahead + V(equal_earlier)(z[r], classes, y[r], its.rank.own, z_y[at]));
             if (fetches_grad) /* the lines will be there when the groups are finished */
                 for (ptrdiff_t c = 0; c < padded; c += LANES)
                     V(prefetch)((const REAL *)batch->grad[first + at] + c, true);
         }
-        all.z_y[group] = V(load)(z_y + group * LANES);
         all.rest[group] = V(mul)(V(rows_sum)(sums), V(set)(SCALE_DOWN));
         all.distance[group] = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
         if (with_metrics) all.moment[group] = V(mul)(V(rows_sum)(moments), V(set)(SCALE_DOWN));
-        if (with_metrics) all.ahead[group] = V(load)(aheads);
+        if (with_metrics) all.ahead[group] = V(small_numbers)(V(int_load)(aheads));
     }
     V(finished) f[ROW_GROUPS];
     V(finish_all)(task, &all, groups, batch, first, with_metrics, f);
@@ -549,7 +564,12 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
             V(store_one)(grad + y * dtype_size(dtype), dtype, target_grad[r]);
         }
     }
-    if (contiguous) V(stream_block)(batch->grad[first], rows, n * classes, (ptrdiff_t)sizeof(REAL));
+    if (!contiguous) return;
+    if (batch->stream.next != batch->grad[first]) {
+        stream_end(&batch->stream);
+        batch->stream.next = batch->grad[first];
+    }
+    stream_next(&batch->stream, rows, n * classes * (ptrdiff_t)sizeof(REAL));
 }
 
 /* The forms of V(rows), each a function of its own: their loops need all registers for constants. */
@@ -697,8 +717,9 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
                                 ptrdiff_t width, bool smooth, bool with_grad, bool with_metrics) {
     const V(vec) zero = V(set)(0);
     const ptrdiff_t part = block->part, z_stride = block->z_stride, grad_stride = block->grad_stride;
+    const bool flushes = block->classes > CLASS_BLOCK;
     for (ptrdiff_t v = 0; v < block->vectors; v += width) {
-        V(vec) m[2], z_y[2], at[2], limit[2];
+        V(vec) m[2], z_y[2], at[2], limit[2], sum[2], x_sum[2], moment_sum[2], ahead[2];
         V(int) y[2];
         V(acc) sums[2], x_sums[2], moments[2], aheads[2];
         const REAL *z = block->z + v * LANES;
@@ -707,6 +728,7 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
             y[k] = V(int_load)(batch->y + block->at + (v + k) * LANES);
             m[k] = out->m[v + k];
             z_y[k] = zero;
+            sum[k] = x_sum[k] = moment_sum[k] = ahead[k] = zero;
             sums[k] = x_sums[k] = moments[k] = aheads[k] = V(acc_zero)();
             if (with_metrics) {
                 at[k] = out->z_y[v + k];
@@ -715,8 +737,6 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
         }
         for (ptrdiff_t first = 0; first < block->classes; first += CLASS_BLOCK) {
             const ptrdiff_t end = block->classes - first < CLASS_BLOCK ? block->classes : first + CLASS_BLOCK;
-            V(vec) sum[2], x_sum[2], moment_sum[2], ahead[2];
-            for (ptrdiff_t k = 0; k < width; k++) sum[k] = x_sum[k] = moment_sum[k] = ahead[k] = zero;
             for (ptrdiff_t c = first; c < end; c++) {
                 const V(int) class = V(int_set)((V(index))c);
                 for (ptrdiff_t k = 0; k < width; k++) {
@@ -739,20 +759,27 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
                 z += z_stride;
                 if (with_grad) grad += grad_stride;
             }
-            for (ptrdiff_t k = 0; k < width; k++) {
+            for (ptrdiff_t k = 0; flushes && k < width; k++) {
                 V(acc_add)(&sums[k], sum[k]);
                 if (smooth) V(acc_add)(&x_sums[k], x_sum[k]);
                 if (with_metrics) V(acc_add)(&moments[k], moment_sum[k]);
                 if (with_metrics) V(acc_add)(&aheads[k], ahead[k]);
+                sum[k] = x_sum[k] = moment_sum[k] = ahead[k] = zero;
             }
         }
+        for (ptrdiff_t k = 0; flushes && k < width; k++) {
+            sum[k] = V(acc_lanes)(sums[k]);
+            if (smooth) x_sum[k] = V(acc_lanes)(x_sums[k]);
+            if (with_metrics) moment_sum[k] = V(acc_lanes)(moments[k]);
+            if (with_metrics) ahead[k] = V(acc_lanes)(aheads[k]);
+        }
         for (ptrdiff_t k = 0; k < width; k++) {
-            out->rest[v + k] = V(mul)(V(acc_lanes)(sums[k]), V(set)(SCALE_DOWN));
-            out->distance[v + k] = smooth ? V(sub)(zero, V(acc_lanes)(x_sums[k])) : zero;
+            out->rest[v + k] = V(mul)(sum[k], V(set)(SCALE_DOWN));
+            out->distance[v + k] = smooth ? V(sub)(zero, x_sum[k]) : zero;
             if (!with_metrics) out->z_y[v + k] = z_y[k];
             if (with_metrics) {
-                out->moment[v + k] = V(mul)(V(acc_lanes)(moments[k]), V(set)(SCALE_DOWN));
-                out->ahead[v + k] = V(acc_lanes)(aheads[k]);
+                out->moment[v + k] = V(mul)(moment_sum[k], V(set)(SCALE_DOWN));
+                out->ahead[v + k] = ahead[k];
             }
         }
     }

@@ -307,6 +307,7 @@ static void V(element_tile)(const element_task *task, ptrdiff_t tile, double *lo
     REAL z_block[BLOCK], y_block[BLOCK], w_block[BLOCK], p_block[BLOCK], g_block[BLOCK], grad_block[BLOCK],
         loss_block[BLOCK];
     const bool streamed = streams(call->logits, grad, call->grad_dtype, task->elements);
+    line_stream stream = {streamed ? grad + first * out_size : NULL, 0, {0}};
     double sum = 0;
     for (ptrdiff_t from = first; from < end; from += BLOCK) {
         const ptrdiff_t n = end - from < BLOCK ? end - from : BLOCK;
@@ -353,12 +354,13 @@ static void V(element_tile)(const element_task *task, ptrdiff_t tile, double *lo
             const bool native = call->grad_dtype == NATIVE;
             REAL converted[BLOCK];
             if (!native) V(store_block)(converted, call->grad_dtype, n, grad_block);
-            V(stream_block)(grad + from * out_size, native ? grad_block : converted, n, out_size);
+            stream_next(&stream, native ? grad_block : converted, n * out_size);
         } else if (slope == grad_block) {
             V(store_block)(grad + from * out_size, call->grad_dtype, n, grad_block);
         }
         if (each == loss_block) memcpy(losses + from, loss_block, (size_t)n * sizeof *losses);
     }
+    stream_end(&stream);
     if (streamed) vec_fence();
     *loss = sum;
 }

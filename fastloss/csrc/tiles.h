@@ -133,6 +133,7 @@ static int V(row_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end, R
     batch.native = native;
     batch.streams = streamed;
     batch.scratch = scratch;
+    batch.stream = (line_stream){NULL, 0, {0}};
     for (ptrdiff_t i = 0; i < (end - first < ROW_BATCH ? end - first : ROW_BATCH); i++)
         V(target_factors)(task, 0, call->target && same_factors ? 0 : NO_INDEX, &batch.a[i], &batch.s[i], &batch.g[i]);
     for (ptrdiff_t from = first; from < end; from += ROW_BATCH) {
@@ -173,6 +174,7 @@ static int V(row_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end, R
         for (ptrdiff_t k = 0; lse && k < batch.count; k++) lse[from + (ignored ? row[k] : k)] = batch.lse[k];
         if (metrics) V(add_metrics)(task, batch.entropy, batch.ahead, batch.count, metrics);
     }
+    stream_end(&batch.stream);
     if (streamed) vec_fence();
     *loss = sum;
     return FL_OK;
@@ -211,7 +213,8 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
     /* Lines that are streamed in parts cost more than they spare: a step of each class has to begin where a line does.
      */
     const bool streamed = staged && call->grad.dtype == NATIVE && streams_softmax(task) && out_stride % 64 == 0;
-    const ptrdiff_t in_line = streamed ? (ptrdiff_t)((uintptr_t)(grads + first * out_size) & 63) / out_size : 0;
+    const char *written = grads ? grads + first * out_size : logits + first * in_size;
+    const ptrdiff_t in_line = (ptrdiff_t)((uintptr_t)written & 63) / (grads ? out_size : in_size);
     /* What the kernels see: the stage, or the arrays themselves. */
     const int z_dtype = staged ? NATIVE : call->logits.dtype, grad_dtype = staged ? NATIVE : call->grad.dtype;
     const ptrdiff_t z_stride = staged ? LANE_TARGETS * real : in_stride;
