@@ -752,7 +752,7 @@ def counts(name: str, values: Any) -> tuple[int, ...]:
         numbers_given = tuple(_index(name, value) for value in values)
     except TypeError:
         raise TypeError(f"{name} must be a sequence of integers, not {_describe(values)}") from None
-    if any(value < 1 for value in numbers_given):
+    if min(numbers_given, default=1) < 1:
         raise ValueError(f"{name} must hold integers that are at least 1, not {min(numbers_given)}")
     return numbers_given
 

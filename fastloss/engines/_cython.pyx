@@ -646,6 +646,70 @@ cdef bint is_plain_output(object out, cnp.ndarray logits, cnp.ndarray target):
     return cnp.PyArray_DATA(array) == cnp.PyArray_DATA(logits) or not overlap(array, logits)
 
 
+cdef bint is_plain_call(
+    fl_class_call *call,
+    object logits,
+    object target,
+    object ignore_index,
+    object label_smoothing,
+    object axis,
+    object empty,
+    object num_threads,
+):
+    """Fills in a call of contiguous arrays, index targets and simple options; False where it is no such call."""
+    cdef cnp.ndarray z, y
+    cdef Py_ssize_t outer = 1, inner = 1, classes
+    cdef int class_axis, i, ndim
+    if not is_plain_array(logits) or not is_plain_array(target):
+        return False
+    if type(axis) is not int or type(ignore_index) is not int:
+        return False
+    z = logits
+    y = target
+    ndim = z.ndim
+    if not is_float_code(dtype_code(z)) or ndim == 0 or y.ndim != ndim - 1 or not -ndim <= axis < ndim and ndim > 1:
+        return False
+    if not cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(y)):
+        return False
+    class_axis = 0 if ndim == 1 else axis
+    if class_axis < 0:
+        class_axis += ndim
+    for i in range(ndim):
+        if i < class_axis:
+            outer *= z.shape[i]
+            if y.shape[i] != z.shape[i]:
+                return False
+        elif i > class_axis:
+            inner *= z.shape[i]
+            if y.shape[i - 1] != z.shape[i]:
+                return False
+    classes = z.shape[class_axis]
+    if classes == 0 or 1 < inner < FEW_POSITIONS or outer == 0 or inner == 0:
+        return False
+    if empty != "nan" and empty != "zero":
+        return False
+    if type(label_smoothing) is not float:
+        return False
+    if num_threads is not None and (type(num_threads) is not int or num_threads < 1):
+        return False
+    if not -(1 << 63) <= ignore_index < 1 << 63:
+        return False
+    call[0] = fl_class_call_init()
+    call.label_smoothing = label_smoothing
+    call.ignore_index = ignore_index
+    call.n[0] = 1
+    call.n[1] = outer
+    call.inner = inner
+    call.classes = classes
+    call.target = cnp.PyArray_DATA(y)
+    call.target_dtype = dtype_code(y)
+    call.logits.data = cnp.PyArray_DATA(z)
+    call.logits.dtype = call.grad.dtype = dtype_code(z)
+    call.logits.stride[1] = call.grad.stride[1] = classes * inner
+    call.logits.class_stride = call.grad.class_stride = inner
+    return True
+
+
 def plain_class_loss(
     object logits,
     object target,
@@ -665,73 +729,30 @@ def plain_class_loss(
     None where anything is out of the ordinary, errors included: the general way follows then.
     """
     cdef fl_class_call call
-    cdef cnp.ndarray z, y, grad = None
+    cdef cnp.ndarray z, grad = None
     cdef Tiles tiles
-    cdef Py_ssize_t count, outer = 1, inner = 1, classes
-    cdef int code, class_axis, i, ndim, thread_number, status
+    cdef Py_ssize_t count
+    cdef int thread_number, status
     cdef double denominator = 0, total = 0
-    if not is_plain_array(logits) or not is_plain_array(target):
-        return None
-    if type(axis) is not int or type(ignore_index) is not int:
+    if not is_plain_call(&call, logits, target, ignore_index, label_smoothing, axis, empty, num_threads):
         return None
     z = logits
-    y = target
-    code = dtype_code(z)
-    ndim = z.ndim
-    if not is_float_code(code) or ndim == 0 or y.ndim != ndim - 1 or not -ndim <= axis < ndim and ndim > 1:
+    if out_grad is not None and not is_plain_output(out_grad, z, target):
         return None
-    if not cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(y)):
-        return None
-    class_axis = 0 if ndim == 1 else axis
-    if class_axis < 0:
-        class_axis += ndim
-    for i in range(ndim):
-        if i < class_axis:
-            outer *= z.shape[i]
-            if y.shape[i] != z.shape[i]:
-                return None
-        elif i > class_axis:
-            inner *= z.shape[i]
-            if y.shape[i - 1] != z.shape[i]:
-                return None
-    classes = z.shape[class_axis]
-    if classes == 0 or 1 < inner < FEW_POSITIONS or outer == 0 or inner == 0:
-        return None
-    if out_grad is not None and not is_plain_output(out_grad, z, y):
-        return None
-    call = fl_class_call_init()
     if reduction == "sum":
         call.reduction = FL_SUM
     elif reduction != "mean":
         return None
-    if empty != "nan" and empty != "zero":
+    if type(z_loss) is not float:
         return None
-    if type(label_smoothing) is not float or type(z_loss) is not float:
-        return None
-    call.label_smoothing = label_smoothing
     call.z_loss = z_loss
     if grad_output is not None:
         if type(grad_output) is not float:
             return None
         call.grad_scale = grad_output
-    if num_threads is not None and (type(num_threads) is not int or num_threads < 1):
-        return None
-    if not -(1 << 63) <= ignore_index < 1 << 63:
-        return None
-    call.ignore_index = ignore_index
-    call.n[0] = 1
-    call.n[1] = outer
-    call.inner = inner
-    call.classes = classes
-    call.target = cnp.PyArray_DATA(y)
-    call.target_dtype = dtype_code(y)
-    call.logits.data = cnp.PyArray_DATA(z)
-    call.logits.dtype = call.grad.dtype = code
-    call.logits.stride[1] = call.grad.stride[1] = classes * inner
-    call.logits.class_stride = call.grad.class_stride = inner
     if fl_class_tiles(&call, &count) != FL_OK:
         return None
-    thread_number = thread_count(num_threads, outer * inner * classes)
+    thread_number = thread_count(num_threads, z.size)
     make_tiles(&tiles, count)
     try:
         with nogil:
@@ -739,7 +760,7 @@ def plain_class_loss(
         if status != FL_OK:
             return None
         if return_grad or out_grad is not None:
-            grad = new_array(ndim, z.shape, z) if out_grad is None else out_grad
+            grad = new_array(z.ndim, z.shape, z) if out_grad is None else out_grad
             call.grad.data = cnp.PyArray_DATA(grad)
         call.normalizer = denominator
         with nogil:
@@ -851,60 +872,37 @@ cdef enum:
     MAX_TOPK = 8
 
 
-def evaluate(problem, ks, bint want_lse):
-    """(loss, correct targets for each k, sum of entropies, number of targets that count, logsumexp or None) of a
-    validate.ClassProblem, or None where the kernels can't tell in one pass."""
-    cdef fl_class_call call = fl_class_call_init()
+cdef evaluated(fl_class_call *call, int thread_number, tuple ks, object lse, bint empty_is_zero):
+    """The figures of a call, and the mean's denominator: None where a target is no class."""
     cdef Tiles tiles
-    cdef Py_ssize_t count = 0, i
-    cdef int thread_number, status, axis = problem.axis, k, number = len(ks)
-    cdef int topk[MAX_TOPK]
+    cdef Py_ssize_t count = 0, i, counted = 0
+    cdef Py_ssize_t[MAX_TOPK] correct
+    cdef int[MAX_TOPK] topk
+    cdef int status, k, number = len(ks)
     cdef double denominator = 0, total = 0, entropy = 0
     cdef fl_metrics *metrics = NULL
-    logits = problem.logits
-    if number > MAX_TOPK or (problem.weight is not None and problem.label_smoothing > 0) or logits.size == 0:
-        return None
-    for k in range(number):
-        topk[k] = min(ks[k], 2147483647)
-    arrays, axis, layout = to_common_layout([logits], axis)
-    n, inner, outer = layout
-    if inner > 1 and logits.dtype.itemsize == 2:
-        return None
-    call.n[0] = n[0]
-    call.n[1] = n[1]
-    call.inner = inner
-    call.classes = problem.classes
-    call.logits = as_fl_array(arrays[0], axis, outer[0], inner > 1)
-    call.target = pointer(problem.target)
-    call.target_dtype = dtype_code(problem.target)
-    call.weight = pointer(problem.weight)
-    call.sample_weight = pointer(problem.sample_weight)
-    call.ignore_index = problem.ignore_index
-    call.label_smoothing = problem.label_smoothing
-    lse = np.empty(problem.row_shape, problem.compute_dtype) if want_lse else None
-    status = fl_class_tiles(&call, &count)
+    status = fl_class_tiles(call, &count)
     if status != FL_OK:
         raise_status(status)
-    thread_number = thread_count(problem.num_threads, logits.size)
+    for k in range(number):
+        topk[k] = min(ks[k], 2147483647)
+        correct[k] = 0
     make_tiles(&tiles, count)
     try:
         metrics = <fl_metrics *> malloc(count * sizeof(fl_metrics))
         if metrics == NULL:
             raise MemoryError
         with nogil:
-            status = check_cross_entropy(&call, &tiles, thread_number, &denominator)
+            status = check_cross_entropy(call, &tiles, thread_number, &denominator)
         if status != FL_OK:
-            validate.raise_bad_index(problem)
-        validate.check_denominator(problem, denominator)
+            return None
         call.normalizer = denominator
         call.metrics = metrics
         call.topk = topk
         call.topk_count = number
         call.lse = pointer(lse)
         with nogil:
-            total = run_cross_entropy(&call, &tiles, thread_number)
-        counted = 0
-        correct = [0] * number
+            total = run_cross_entropy(call, &tiles, thread_number)
         for i in range(count):
             counted += metrics[i].counted
             entropy += metrics[i].entropy
@@ -913,7 +911,57 @@ def evaluate(problem, ks, bint want_lse):
     finally:
         free(tiles.sums)
         free(metrics)
-    return reduced(total, denominator, True, problem.empty == "zero"), correct, entropy, counted, lse
+    loss = reduced(total, denominator, True, empty_is_zero)
+    return (loss, [correct[k] for k in range(number)], entropy, counted, lse), denominator
+
+
+cdef bint has_metrics(fl_class_call *call, tuple ks):
+    """Whether the kernels can tell the figures of an otherwise valid call in one pass."""
+    return len(ks) <= MAX_TOPK and not (call.inner > 1 and call.logits.dtype in (FL_F16, FL_BF16))
+
+
+def plain_evaluate(logits, target, ks, ignore_index, label_smoothing, axis, empty, num_threads):
+    """The common evaluation without lse, as plain_class_loss: None where anything is out of the ordinary."""
+    cdef fl_class_call call
+    cdef Py_ssize_t count
+    if not is_plain_call(&call, logits, target, ignore_index, label_smoothing, axis, empty, num_threads):
+        return None
+    if fl_class_tiles(&call, &count) != FL_OK or not has_metrics(&call, ks):
+        return None
+    result = evaluated(&call, thread_count(num_threads, logits.size), ks, None, empty == "zero")
+    return result and result[0]
+
+
+def evaluate(problem, ks, bint want_lse):
+    """(loss, correct targets for each k, sum of entropies, number of targets that count, logsumexp or None) of a
+    validate.ClassProblem, or None where the kernels can't tell in one pass."""
+    cdef fl_class_call call = fl_class_call_init()
+    cdef int axis = problem.axis
+    logits = problem.logits
+    if (problem.weight is not None and problem.label_smoothing > 0) or logits.size == 0:
+        return None
+    arrays, axis, layout = to_common_layout([logits], axis)
+    n, inner, outer = layout
+    call.n[0] = n[0]
+    call.n[1] = n[1]
+    call.inner = inner
+    call.classes = problem.classes
+    call.logits = as_fl_array(arrays[0], axis, outer[0], inner > 1)
+    if not has_metrics(&call, ks):
+        return None
+    call.target = pointer(problem.target)
+    call.target_dtype = dtype_code(problem.target)
+    call.weight = pointer(problem.weight)
+    call.sample_weight = pointer(problem.sample_weight)
+    call.ignore_index = problem.ignore_index
+    call.label_smoothing = problem.label_smoothing
+    lse = np.empty(problem.row_shape, problem.compute_dtype) if want_lse else None
+    result = evaluated(&call, thread_count(problem.num_threads, logits.size), ks, lse, problem.empty == "zero")
+    if result is None:
+        validate.raise_bad_index(problem)
+    figures, denominator = result
+    validate.check_denominator(problem, denominator)
+    return figures
 
 
 def copy_back(out, grad, int out_axis, int axis):

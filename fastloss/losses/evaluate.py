@@ -114,18 +114,23 @@ def evaluate(
         if sample_weight is not None:
             raise ValueError(f"sample_weight is for mode='multiclass', not {mode!r}: see weight")
         return _binary(logits, target, threshold, weight, ignore_index, label_smoothing, engine, num_threads)
-    problem = validate.class_loss(
-        logits, target, weight=weight, sample_weight=sample_weight,
-        ignore_index=-100 if ignore_index is None else ignore_index, label_smoothing=label_smoothing, axis=axis,
-        empty=empty, num_threads=num_threads,
-    )  # fmt: skip
-    if problem.is_probabilities:
-        raise TypeError("target must be class indices of an integer dtype, not probabilities: they have no rank")
     implementation = get_engine(engine)
+    ignore_index = -100 if ignore_index is None else ignore_index
+    plain = getattr(implementation, "plain_evaluate", None)
     figures = None
-    if hasattr(implementation, "evaluate"):
-        figures = implementation.evaluate(problem, (1, *ks), bool(return_lse))
-    loss, correct, entropy, count, lse = figures or _in_parts(implementation, problem, (1, *ks), bool(return_lse))
+    if plain and weight is None and sample_weight is None and not return_lse:
+        figures = plain(logits, target, (1, *ks), ignore_index, label_smoothing, axis, empty, num_threads)
+    if figures is None:
+        problem = validate.class_loss(
+            logits, target, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
+            label_smoothing=label_smoothing, axis=axis, empty=empty, num_threads=num_threads,
+        )  # fmt: skip
+        if problem.is_probabilities:
+            raise TypeError("target must be class indices of an integer dtype, not probabilities: they have no rank")
+        if hasattr(implementation, "evaluate"):
+            figures = implementation.evaluate(problem, (1, *ks), bool(return_lse))
+        figures = figures or _in_parts(implementation, problem, (1, *ks), bool(return_lse))
+    loss, correct, entropy, count, lse = figures
     accuracy, *rest = ((c / count if count else float("nan")) for c in correct)
     return Evaluation(
         loss, accuracy, dict(zip(ks, rest, strict=True)), entropy / count if count else float("nan"), count, lse
