@@ -883,41 +883,47 @@ static LOOP void V(lanes_and_grad)(const class_task *task, const V(lane_block) *
 
 /* ---- Short rows: transposed into lanes and back ---------------------------------------------------------------- */
 
-/* Where the LANES classes that are transposed together with class c begin: the last ones of a row overlap others rather
- * than be a part of a vector. */
-static INLINE ptrdiff_t V(chunk)(ptrdiff_t classes, ptrdiff_t c) {
-    return classes < LANES || c + LANES <= classes ? c : classes - LANES;
+/* Where the QUAD classes that are transposed together with class c begin: the last ones of a row overlap others rather
+ * than be a part of a quad. */
+static INLINE ptrdiff_t V(quad)(ptrdiff_t classes, ptrdiff_t c) {
+    return c + QUAD <= classes ? c : classes < QUAD ? 0 : classes - QUAD;
 }
 
-/* LANES rows that lie behind each other to lanes; those of a class are LANE_TARGETS behind the class before. */
-static INLINE void V(rows_to_lanes)(const REAL *rows, ptrdiff_t classes, REAL *tile) {
-    for (ptrdiff_t c = 0; c < classes; c += LANES) {
-        const ptrdiff_t from = V(chunk)(classes, c), n = classes < LANES ? classes : LANES;
-        const REAL *p = rows + from;
-        V(vec) v[LANES];
-        for (ptrdiff_t r = 0; r < LANES; r++, p += classes) v[r] = n == LANES ? V(load)(p) : V(load_part)(p, n, 0);
-        V(transpose)(v);
-        for (ptrdiff_t k = c - from; k < n; k++) V(store)(tile + (from + k) * LANE_TARGETS, v[k]);
+/* LANES rows that lie behind each other to lanes; those of a class are LANE_TARGETS behind the class before. Row
+ * QUAD * i + k is in the i-th quad of vector k. `last`: nothing behind them may be read. */
+static INLINE void V(rows_to_lanes)(const REAL *rows, ptrdiff_t classes, bool last, REAL *tile) {
+    REAL few[LANES * QUAD];
+    if (classes < QUAD && last) { /* the last row has no whole quad */
+        memcpy(few, rows, (size_t)(LANES * classes) * sizeof(REAL));
+        rows = few;
+    }
+    for (ptrdiff_t c = 0; c < classes; c += QUAD) {
+        const ptrdiff_t from = V(quad)(classes, c);
+        V(vec) v[QUAD];
+        for (ptrdiff_t k = 0; k < QUAD; k++) v[k] = V(load_quads)(rows + k * classes + from, QUAD * classes);
+        V(transpose_quads)(v);
+        for (ptrdiff_t k = c - from; k < QUAD && from + k < classes; k++)
+            V(store)(tile + (from + k) * LANE_TARGETS, v[k]);
     }
 }
 
 /* The gradients of LANES rows, whose exponentials are in lanes. */
 static INLINE void V(lanes_to_rows)(const REAL *tile, ptrdiff_t classes, const V(finished) * f, V(int) y, bool smooth,
                                     REAL *rows) {
-    for (ptrdiff_t c = 0; c < classes; c += LANES) {
-        const ptrdiff_t from = V(chunk)(classes, c), n = classes < LANES ? classes : LANES;
-        V(vec) v[LANES];
-        for (ptrdiff_t k = 0; k < n; k++)
-            v[k] = V(lane_grad)(V(load)(tile + (from + k) * LANE_TARGETS), f, y, from + k, smooth);
-        for (ptrdiff_t k = n; k < LANES; k++) v[k] = v[0];
-        V(transpose)(v);
-        /* Row after row, so that what a vector holds past the end of its row is written over by the next. */
-        for (ptrdiff_t r = 0; r < LANES; r++) {
-            REAL *p = rows + r * classes + from;
-            const bool whole = n == LANES || r * classes + LANES <= LANES * classes;
-            whole ? V(store)(p, v[r]) : V(store_part)(p, v[r], n);
-        }
+    REAL few[LANES * QUAD];
+    const ptrdiff_t width = classes < QUAD ? QUAD : classes;
+    REAL *to = classes < QUAD ? few : rows;
+    for (ptrdiff_t c = 0; c < classes; c += QUAD) {
+        const ptrdiff_t from = V(quad)(classes, c);
+        V(vec) v[QUAD];
+        for (ptrdiff_t k = 0; k < QUAD; k++)
+            v[k] = from + k < classes ? V(lane_grad)(V(load)(tile + (from + k) * LANE_TARGETS), f, y, from + k, smooth)
+                                      : V(set)(0);
+        V(transpose_quads)(v);
+        for (ptrdiff_t k = 0; k < QUAD; k++) V(store_quads)(to + k * width + from, QUAD * width, v[k]);
     }
+    for (ptrdiff_t r = 0; classes < QUAD && r < LANES; r++)
+        memcpy(rows + r * classes, few + r * QUAD, (size_t)classes * sizeof(REAL));
 }
 
 /* Rows of any type and distance behind each other, rows of 0 where there are no more; and back. Those that lie behind
@@ -955,7 +961,7 @@ static INLINE void V(short_rows)(const class_task *task, V(batch) * batch, ptrdi
     for (ptrdiff_t i = 0; i < n; i++) lanes.y[i] = (V(index))batch->y[first + i];
     for (ptrdiff_t i = n; i < padded; i++) lanes.y[i] = (V(index))batch->y[first];
     for (ptrdiff_t from = 0; from < padded; from += LANES)
-        V(rows_to_lanes)(rows + from * classes, classes, tile + from);
+        V(rows_to_lanes)(rows + from * classes, classes, from + LANES == padded, tile + from);
     const V(lane_block)
         block = {tile, with_grad ? tile : NULL, LANE_TARGETS, LANE_TARGETS, classes, 0, padded / LANES, 0};
     V(finished) f[LANE_VECTORS];

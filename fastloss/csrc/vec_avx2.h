@@ -20,7 +20,8 @@
  *     exponent                 an integer's bits above the mantissa, as a number
  *     acc                      a sum in double, lane by lane
  *     rows_max, rows_sum       lane i of the result reduces vector i: as many vectors as lanes
- *     transpose                as many vectors as lanes
+ *     load_quads, store_quads  16 bytes from p, from p + stride, and so on
+ *     transpose_quads          as many vectors as 16 bytes hold elements, each 16 bytes of them for itself
  *     load_f16, store_f16      half precision, rounded to nearest even; bf16 likewise */
 /* clang-format on */
 #include <immintrin.h>
@@ -137,22 +138,20 @@ static INLINE f_vec f_acc_lanes(f_acc acc) {
 REDUCE_ROWS_F(f_rows_max, _mm256_max_ps)
 REDUCE_ROWS_F(f_rows_sum, _mm256_add_ps)
 
-static INLINE void f_transpose(f_vec v[8]) {
-    f_vec pairs[8], quads[8];
-    for (int i = 0; i < 8; i += 2) {
-        pairs[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
-        pairs[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4) {
-        quads[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
-        quads[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
-        quads[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
-        quads[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
-    }
-    for (int i = 0; i < 4; i++) {
-        v[i] = _mm256_permute2f128_ps(quads[i], quads[4 + i], 0x20);
-        v[4 + i] = _mm256_permute2f128_ps(quads[i], quads[4 + i], 0x31);
-    }
+static INLINE f_vec f_load_quads(const float *p, ptrdiff_t stride) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
+}
+static INLINE void f_store_quads(float *p, ptrdiff_t stride, f_vec v) {
+    _mm_storeu_ps(p, _mm256_castps256_ps128(v));
+    _mm_storeu_ps(p + stride, _mm256_extractf128_ps(v, 1));
+}
+static INLINE void f_transpose_quads(f_vec v[4]) {
+    const f_vec ab = _mm256_unpacklo_ps(v[0], v[1]), ab_high = _mm256_unpackhi_ps(v[0], v[1]);
+    const f_vec cd = _mm256_unpacklo_ps(v[2], v[3]), cd_high = _mm256_unpackhi_ps(v[2], v[3]);
+    v[0] = _mm256_shuffle_ps(ab, cd, 0x44);
+    v[1] = _mm256_shuffle_ps(ab, cd, 0xee);
+    v[2] = _mm256_shuffle_ps(ab_high, cd_high, 0x44);
+    v[3] = _mm256_shuffle_ps(ab_high, cd_high, 0xee);
 }
 
 static INLINE f_vec f_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
@@ -249,11 +248,15 @@ static INLINE d_vec d_acc_lanes(d_acc acc) { return acc.all; }
 REDUCE_ROWS_D(d_rows_max, _mm256_max_pd)
 REDUCE_ROWS_D(d_rows_sum, _mm256_add_pd)
 
-static INLINE void d_transpose(d_vec v[4]) {
-    const d_vec ab = _mm256_unpacklo_pd(v[0], v[1]), ab_high = _mm256_unpackhi_pd(v[0], v[1]);
-    const d_vec cd = _mm256_unpacklo_pd(v[2], v[3]), cd_high = _mm256_unpackhi_pd(v[2], v[3]);
-    v[0] = _mm256_permute2f128_pd(ab, cd, 0x20);
-    v[1] = _mm256_permute2f128_pd(ab_high, cd_high, 0x20);
-    v[2] = _mm256_permute2f128_pd(ab, cd, 0x31);
-    v[3] = _mm256_permute2f128_pd(ab_high, cd_high, 0x31);
+static INLINE d_vec d_load_quads(const double *p, ptrdiff_t stride) {
+    return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(p)), _mm_loadu_pd(p + stride), 1);
+}
+static INLINE void d_store_quads(double *p, ptrdiff_t stride, d_vec v) {
+    _mm_storeu_pd(p, _mm256_castpd256_pd128(v));
+    _mm_storeu_pd(p + stride, _mm256_extractf128_pd(v, 1));
+}
+static INLINE void d_transpose_quads(d_vec v[2]) {
+    const d_vec low = _mm256_unpacklo_pd(v[0], v[1]), high = _mm256_unpackhi_pd(v[0], v[1]);
+    v[0] = low;
+    v[1] = high;
 }
