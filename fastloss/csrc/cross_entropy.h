@@ -673,12 +673,42 @@ typedef struct {
     bool any_ignored;
 } V(lane_batch);
 
+#undef CLASSES_AHEAD
+/* How many classes ahead of a copy to fetch: as many lines as can be under way. More of them drive each other out where
+ * the stride is a power of two. */
+#define CLASSES_AHEAD 6
+
+/* A copy of LANE_TARGETS logits of each class, which is made pair after pair of vectors while others are computed with:
+ * memory gives the ones meanwhile. */
+typedef struct {
+    const REAL *from;
+    REAL *to;
+    ptrdiff_t stride, pair, classes; /* the pair's number in its class, and how many classes are left */
+    ptrdiff_t fetched, behind;       /* where to fetch, relative to `from`; and for the last classes, which the first
+                                        ones of the targets after these follow */
+} V(lane_copy);
+
+static INLINE void V(copy_pair)(V(lane_copy) * copy) {
+    for (ptrdiff_t k = 0; k < 2 * LANES; k += LANES) {
+        V(prefetch)(copy->from + copy->fetched + k, false);
+        V(store)(copy->to + k, V(load)(copy->from + k));
+    }
+    copy->from += 2 * LANES;
+    copy->to += 2 * LANES;
+    if (++copy->pair < LANE_VECTORS / 2) return;
+    copy->pair = 0;
+    copy->from += copy->stride - LANE_TARGETS;
+    if (--copy->classes == CLASSES_AHEAD) copy->fetched = copy->behind;
+}
+
 /* Where the classes of `vectors` vectors of targets lie: from number `at` of the batch on; z and grad point to the
- * first of them, and grad is NULL without a gradient. With `part`, there is one vector of that many targets. */
+ * first of them, and grad is NULL without a gradient. With `part`, there is one vector of that many targets. ahead: a
+ * copy to make meanwhile, of LANE_VECTORS as well, or NULL. */
 typedef struct {
     const REAL *z;
     REAL *grad;
     ptrdiff_t z_stride, grad_stride, classes, at, vectors, part;
+    V(lane_copy) * ahead;
 } V(lane_block);
 
 static INLINE V(vec) V(load_lanes)(const REAL *p, ptrdiff_t part) {
@@ -717,7 +747,9 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
                                 ptrdiff_t width, bool smooth, bool with_grad, bool with_metrics) {
     const V(vec) zero = V(set)(0);
     const ptrdiff_t part = block->part, z_stride = block->z_stride, grad_stride = block->grad_stride;
-    const bool flushes = block->classes > CLASS_BLOCK;
+    const bool flushes = block->classes > CLASS_BLOCK, copies = width == 2 && block->ahead;
+    V(lane_copy) copy = {0};
+    if (copies) copy = *block->ahead;
     for (ptrdiff_t v = 0; v < block->vectors; v += width) {
         V(vec) m[2], z_y[2], at[2], limit[2], sum[2], x_sum[2], moment_sum[2], ahead[2];
         V(int) y[2];
@@ -756,6 +788,7 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
                         moment_sum[k] = V(fma)(other, floored, moment_sum[k]);
                     }
                 }
+                if (copies) V(copy_pair)(&copy);
                 z += z_stride;
                 if (with_grad) grad += grad_stride;
             }
@@ -963,7 +996,7 @@ static INLINE void V(short_rows)(const class_task *task, V(batch) * batch, ptrdi
     for (ptrdiff_t from = 0; from < padded; from += LANES)
         V(rows_to_lanes)(rows + from * classes, classes, from + LANES == padded, tile + from);
     const V(lane_block)
-        block = {tile, with_grad ? tile : NULL, LANE_TARGETS, LANE_TARGETS, classes, 0, padded / LANES, 0};
+        block = {tile, with_grad ? tile : NULL, LANE_TARGETS, LANE_TARGETS, classes, 0, padded / LANES, 0, NULL};
     V(finished) f[LANE_VECTORS];
     V(lanes)(task, &block, &lanes, smooth, with_metrics, f);
     if (!with_grad) return;
@@ -1057,18 +1090,20 @@ static void V(index_rows)(const class_task *task, V(batch) * batch) {
         V(index_rows_loss)(task, batch);
 }
 
-/* n targets whose classes lie a stride apart: pairs of vectors, then single ones, the last perhaps a part of one. */
+/* n targets whose classes lie a stride apart: pairs of vectors, then single ones, the last perhaps a part of one.
+ * ahead: not NULL only for LANE_TARGETS of them without label smoothing. */
 static void V(index_lanes)(const class_task *task, const REAL *z, ptrdiff_t z_stride, REAL *grad, ptrdiff_t grad_stride,
-                           V(lane_batch) * batch, ptrdiff_t n) {
+                           V(lane_batch) * batch, ptrdiff_t n, V(lane_copy) * ahead) {
     const bool smooth = task->call.label_smoothing > 0, with_metrics = task->call.metrics != NULL;
     const ptrdiff_t pairs = n / (2 * LANES) * (2 * LANES);
-    V(lane_block) block = {z, grad, z_stride, grad_stride, task->call.classes, 0, pairs / LANES, 0};
+    V(lane_block) block = {z, grad, z_stride, grad_stride, task->call.classes, 0, pairs / LANES, 0, ahead};
     if (pairs > 0) V(lanes_and_grad)(task, &block, batch, smooth, with_metrics);
     for (ptrdiff_t i = pairs; i < n; i += LANES) {
         block.z = z + i;
         block.grad = grad ? grad + i : NULL;
         block.at = i;
         block.vectors = 1;
+        block.ahead = NULL;
         block.part = n - i < LANES ? n - i : 0;
         V(lanes_and_grad)(task, &block, batch, smooth, with_metrics);
     }

@@ -180,11 +180,6 @@ static int V(row_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end, R
     return FL_OK;
 }
 
-#undef CLASSES_AHEAD
-/* How many classes ahead of the copy to the stage to fetch: as many lines as can be under way. More of them drive each
- * other out where the stride is a power of two. */
-#define CLASSES_AHEAD 6
-
 /* `count` positions of class c, from the first of them on. */
 static INLINE void V(fetch_class)(const char *z, ptrdiff_t c, ptrdiff_t stride, ptrdiff_t bytes) {
     for (ptrdiff_t line = 0; line < bytes; line += 64) __builtin_prefetch(z + c * stride + line);
@@ -206,7 +201,7 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
     const REAL *probs = call->target_probs.data;
     if (probs) probs += position(&call->target_probs, i0, i1);
     REAL *losses = call->losses;
-    REAL stage[STAGE];
+    REAL stages[STAGE];
     const bool staged = classes * LANE_TARGETS <= STAGE;
     const bool plain = V(is_plain)(task) && (staged || V(is_native)(task));
     const bool same_factors = V(same_factors)(task);
@@ -219,6 +214,11 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
     const int z_dtype = staged ? NATIVE : call->logits.dtype, grad_dtype = staged ? NATIVE : call->grad.dtype;
     const ptrdiff_t z_stride = staged ? LANE_TARGETS * real : in_stride;
     const ptrdiff_t grad_stride = staged ? LANE_TARGETS * real : out_stride;
+    /* Whether there is room to copy the logits of one step while those of another are computed with. */
+    const bool copies_ahead = plain && V(is_native)(task) && 2 * classes * LANE_TARGETS <= STAGE &&
+                              classes > CLASSES_AHEAD && !(call->label_smoothing > 0);
+    bool copied = false;
+    REAL *stage = stages;
     double sums[LOSS_SUMS] = {0};
     V(batch) batch;
     V(lane_batch) lanes;
@@ -233,12 +233,23 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
         const ptrdiff_t bytes = n * in_size;
         const char *z = logits + from * in_size;
         char *grad = grads ? grads + from * out_size : NULL;
-        for (ptrdiff_t c = 0; staged && c < classes; c++) {
+        for (ptrdiff_t c = 0; staged && !copied && c < classes; c++) {
             if (c + CLASSES_AHEAD < classes) V(fetch_class)(z, c + CLASSES_AHEAD, in_stride, bytes);
             V(load_block)(z + c * in_stride, call->logits.dtype, n, 0, stage + c * LANE_TARGETS);
         }
-        for (ptrdiff_t c = 0; staged && from + n < end && c < classes && c < CLASSES_AHEAD; c++)
+        for (ptrdiff_t c = 0; staged && !copied && from + n < end && c < classes && c < CLASSES_AHEAD; c++)
             V(fetch_class)(z + n * in_size, c, in_stride, bytes);
+        copied = copies_ahead && n == LANE_TARGETS && end - from >= 2 * LANE_TARGETS;
+        REAL *next = stages + (stage == stages ? classes * LANE_TARGETS : 0);
+        const ptrdiff_t apart = in_stride / in_size;
+        V(lane_copy)
+        ahead = {(const REAL *)z + LANE_TARGETS,
+                 next,
+                 apart,
+                 0,
+                 classes,
+                 CLASSES_AHEAD * apart,
+                 (CLASSES_AHEAD - classes) * apart + LANE_TARGETS};
         int64_t y[LANE_TARGETS];
         if (!V(target_classes)(task, row, n, y)) return FL_ERROR_INDEX;
         ptrdiff_t ignored = 0;
@@ -255,7 +266,7 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
         char *grad_at = !grad ? NULL : staged ? (char *)stage : grad;
         if (plain)
             V(index_lanes)(task, (const REAL *)z_at, z_stride / real, (REAL *)grad_at, grad_stride / real, &lanes,
-                           staged ? n + (-n & (LANES - 1)) : n);
+                           staged ? n + (-n & (LANES - 1)) : n, copied ? &ahead : NULL);
         for (ptrdiff_t i = 0; !plain && i < n; i += LANES)
             V(any_lanes)(task, z_at + i * (staged ? real : in_size), z_stride, z_dtype,
                          grad ? grad_at + i * (staged ? real : out_size) : NULL, grad_stride, grad_dtype,
@@ -278,6 +289,7 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
             else
                 V(store_block)(grad + c * out_stride, call->grad.dtype, n, stage + c * LANE_TARGETS);
         }
+        if (copied) stage = next;
     }
     if (streamed) vec_fence();
     for (ptrdiff_t half = LOSS_SUMS / 2; half > 0; half /= 2)
