@@ -80,6 +80,7 @@ static int lay_out(class_task *task) {
         const ptrdiff_t shared = task->rows / SHARED_TILES < STREAMED_ROWS ? task->rows / SHARED_TILES : STREAMED_ROWS;
         if (tile_rows < shared) tile_rows = shared;
     }
+    if (call->inner > 1 && task->rows / LONGER_TILES / SHARED_TILES >= tile_rows) tile_rows *= LONGER_TILES;
     tile_rows = tile_rows >= 64 ? tile_rows / 64 * 64 : call->inner > 1 ? 64 : tile_rows > 1 ? tile_rows : 1;
     task->tile_rows = tile_rows;
     task->tile_outer = 1;

@@ -681,34 +681,39 @@ typedef struct {
 /* A copy of LANE_TARGETS logits of each class, which is made pair after pair of vectors while others are computed with:
  * memory gives the ones meanwhile. */
 typedef struct {
-    const REAL *from;
+    const char *from;
     REAL *to;
-    ptrdiff_t stride, pair, classes; /* the pair's number in its class, and how many classes are left */
-    ptrdiff_t fetched, behind;       /* where to fetch, relative to `from`; and for the last classes, which the first
-                                        ones of the targets after these follow */
+    int dtype;
+    ptrdiff_t skip, pair,
+        classes; /* bytes between classes; the pair's number in its class, and how many classes are left */
+    ptrdiff_t fetched, behind; /* where to fetch, relative to `from`; and for the last classes, which the first
+                                  ones of the targets after these follow */
 } V(lane_copy);
 
 static INLINE void V(copy_pair)(V(lane_copy) * copy) {
-    for (ptrdiff_t k = 0; k < 2 * LANES; k += LANES) {
-        V(prefetch)(copy->from + copy->fetched + k, false);
-        V(store)(copy->to + k, V(load)(copy->from + k));
-    }
-    copy->from += 2 * LANES;
+    FOR_DTYPE(copy->dtype, {
+        const ptrdiff_t bytes = LANES * dtype_size(D);
+        for (ptrdiff_t k = 0; k < 2; k++) V(store)(copy->to + k * LANES, V(load_as)(copy->from + k * bytes, D));
+        for (ptrdiff_t line = 0; line < 2 * bytes; line += 64) __builtin_prefetch(copy->from + copy->fetched + line);
+        copy->from += 2 * bytes;
+    })
     copy->to += 2 * LANES;
     if (++copy->pair < LANE_VECTORS / 2) return;
     copy->pair = 0;
-    copy->from += copy->stride - LANE_TARGETS;
+    copy->from += copy->skip;
     if (--copy->classes == CLASSES_AHEAD) copy->fetched = copy->behind;
 }
 
-/* Where the classes of `vectors` vectors of targets lie: from number `at` of the batch on; z and grad point to the
- * first of them, and grad is NULL without a gradient. With `part`, there is one vector of that many targets. ahead: a
- * copy to make meanwhile, of LANE_VECTORS as well, or NULL. */
+/* Where the classes of `vectors` vectors of targets lie: from number `at` of the batch on; z points to the first of
+ * them, e to room for the exponentials, and grad is NULL without a gradient. With `part`, there is one vector of that
+ * many targets. ahead: a copy to make meanwhile, of LANE_VECTORS as well, or NULL. */
 typedef struct {
     const REAL *z;
-    REAL *grad;
-    ptrdiff_t z_stride, grad_stride, classes, at, vectors, part;
+    REAL *e, *grad;
+    ptrdiff_t z_stride, e_stride, grad_stride, classes;
+    bool streams; /* the gradient is written past the caches; its lines are those of the vectors */
     V(lane_copy) * ahead;
+    ptrdiff_t at, vectors, part;
 } V(lane_block);
 
 static INLINE V(vec) V(load_lanes)(const REAL *p, ptrdiff_t part) {
@@ -742,11 +747,11 @@ static INLINE void V(lanes_max)(const V(lane_block) * block, const V(lane_batch)
     }
 }
 
-/* The exponentials, kept in the gradient, and their sums. */
+/* The exponentials, kept where there is a gradient, and their sums. */
 static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out,
                                 ptrdiff_t width, bool smooth, bool with_grad, bool with_metrics) {
     const V(vec) zero = V(set)(0);
-    const ptrdiff_t part = block->part, z_stride = block->z_stride, grad_stride = block->grad_stride;
+    const ptrdiff_t part = block->part, z_stride = block->z_stride, e_stride = block->e_stride;
     const bool flushes = block->classes > CLASS_BLOCK, copies = width == 2 && block->ahead;
     V(lane_copy) copy = {0};
     if (copies) copy = *block->ahead;
@@ -755,7 +760,7 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
         V(int) y[2];
         V(acc) sums[2], x_sums[2], moments[2], aheads[2];
         const REAL *z = block->z + v * LANES;
-        REAL *grad = with_grad ? block->grad + v * LANES : NULL;
+        REAL *kept = with_grad ? block->e + v * LANES : NULL;
         for (ptrdiff_t k = 0; k < width; k++) {
             y[k] = V(int_load)(batch->y + block->at + (v + k) * LANES);
             m[k] = out->m[v + k];
@@ -776,7 +781,7 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
                     const V(vec) x = V(sub)(value, m[k]);
                     const V(vec) floored = V(exp_floor)(x, EXP_SCALE_BITS), e = V(exp_floored)(floored);
                     const V(mask) is_target = V(int_eq)(y[k], class);
-                    if (with_grad) V(store_lanes)(grad + k * LANES, e, part);
+                    if (with_grad) V(store_lanes)(kept + k * LANES, e, part);
                     const V(vec) other = V(zero_where)(is_target, e);
                     sum[k] = V(add)(sum[k], other);
                     if (!with_metrics) z_y[k] = V(select)(is_target, value, z_y[k]);
@@ -790,7 +795,7 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
                 }
                 if (copies) V(copy_pair)(&copy);
                 z += z_stride;
-                if (with_grad) grad += grad_stride;
+                if (with_grad) kept += e_stride;
             }
             for (ptrdiff_t k = 0; flushes && k < width; k++) {
                 V(acc_add)(&sums[k], sum[k]);
@@ -825,19 +830,18 @@ static INLINE V(vec) V(lane_grad)(V(vec) e, const V(finished) * f, V(int) y, ptr
     return V(select)(V(int_eq)(y, V(int_set)((V(index))c)), f->target_grad, value);
 }
 
-/* The exponentials into the gradient. */
+/* The exponentials into the gradient, class after class: memory takes many lines of one page faster. */
 static INLINE void V(lanes_scale)(const V(lane_block) * block, const V(lane_batch) * batch, const V(finished) * f,
-                                  bool smooth, bool any_ignored) {
-    const ptrdiff_t part = block->part, stride = block->grad_stride, classes = block->classes;
-    for (ptrdiff_t v = 0; v < block->vectors; v++) {
-        const V(int) y = V(int_load)(batch->y + block->at + v * LANES);
-        const V(mask) ignored = V(int_eq)(y, V(int_set)(-1));
-        const V(finished) its = f[v];
-        REAL *p = block->grad + v * LANES;
-        for (ptrdiff_t c = 0; c < classes; c++, p += stride) {
-            V(vec) value = V(lane_grad)(V(load_lanes)(p, part), &its, y, c, smooth);
-            if (any_ignored) value = V(zero_where)(ignored, value);
-            V(store_lanes)(p, value, part);
+                                  bool smooth, bool any_ignored, bool streams) {
+    const ptrdiff_t part = block->part, classes = block->classes;
+    for (ptrdiff_t c = 0; c < classes; c++) {
+        const REAL *e = block->e + c * block->e_stride;
+        REAL *grad = block->grad + c * block->grad_stride;
+        for (ptrdiff_t v = 0; v < block->vectors; v++, e += LANES, grad += LANES) {
+            const V(int) y = V(int_load)(batch->y + block->at + v * LANES);
+            V(vec) value = V(lane_grad)(V(load_lanes)(e, part), &f[v], y, c, smooth);
+            if (any_ignored) value = V(zero_where)(V(int_eq)(y, V(int_set)(-1)), value);
+            streams ? V(stream)(grad, value) : V(store_lanes)(grad, value, part);
         }
     }
 }
@@ -871,7 +875,13 @@ static LOOP void V(lanes_metrics)(const V(lane_block) * block, const V(lane_batc
 static LOOP void V(lanes_scale_plain)(const V(lane_block) * block, const V(lane_batch) * batch, const V(finished) * f) {
     V(lane_block) whole = *block;
     whole.part = 0;
-    V(lanes_scale)(&whole, batch, f, false, false);
+    V(lanes_scale)(&whole, batch, f, false, false, false);
+}
+static LOOP void V(lanes_scale_streamed)(const V(lane_block) * block, const V(lane_batch) * batch,
+                                         const V(finished) * f) {
+    V(lane_block) whole = *block;
+    whole.part = 0;
+    V(lanes_scale)(&whole, batch, f, false, false, true);
 }
 
 /* Losses, by-products, and what the gradient needs. */
@@ -908,8 +918,12 @@ static LOOP void V(lanes_and_grad)(const class_task *task, const V(lane_block) *
     V(finished) f[LANE_VECTORS];
     V(lanes)(task, block, batch, smooth, with_metrics, f);
     if (!block->grad) return;
-    if (block->part || smooth || batch->any_ignored)
-        V(lanes_scale)(block, batch, f, smooth, batch->any_ignored);
+    if (smooth || batch->any_ignored)
+        V(lanes_scale)(block, batch, f, smooth, batch->any_ignored, block->streams);
+    else if (block->streams)
+        V(lanes_scale_streamed)(block, batch, f);
+    else if (block->part)
+        V(lanes_scale)(block, batch, f, false, false, false);
     else
         V(lanes_scale_plain)(block, batch, f);
 }
@@ -995,8 +1009,13 @@ static INLINE void V(short_rows)(const class_task *task, V(batch) * batch, ptrdi
     for (ptrdiff_t i = n; i < padded; i++) lanes.y[i] = (V(index))batch->y[first];
     for (ptrdiff_t from = 0; from < padded; from += LANES)
         V(rows_to_lanes)(rows + from * classes, classes, from + LANES == padded, tile + from);
-    const V(lane_block)
-        block = {tile, with_grad ? tile : NULL, LANE_TARGETS, LANE_TARGETS, classes, 0, padded / LANES, 0, NULL};
+    const V(lane_block) block = {.z = tile,
+                                 .e = tile,
+                                 .grad = with_grad ? tile : NULL,
+                                 .z_stride = LANE_TARGETS,
+                                 .e_stride = LANE_TARGETS,
+                                 .classes = classes,
+                                 .vectors = padded / LANES};
     V(finished) f[LANE_VECTORS];
     V(lanes)(task, &block, &lanes, smooth, with_metrics, f);
     if (!with_grad) return;
@@ -1090,20 +1109,20 @@ static void V(index_rows)(const class_task *task, V(batch) * batch) {
         V(index_rows_loss)(task, batch);
 }
 
-/* n targets whose classes lie a stride apart: pairs of vectors, then single ones, the last perhaps a part of one.
- * ahead: not NULL only for LANE_TARGETS of them without label smoothing. */
-static void V(index_lanes)(const class_task *task, const REAL *z, ptrdiff_t z_stride, REAL *grad, ptrdiff_t grad_stride,
-                           V(lane_batch) * batch, ptrdiff_t n, V(lane_copy) * ahead) {
+/* n targets: pairs of vectors, then single ones, the last perhaps a part of one. all: where the first of them are, and
+ * with a copy or a streamed gradient no others than LANE_TARGETS. */
+static void V(index_lanes)(const class_task *task, const V(lane_block) * all, V(lane_batch) * batch, ptrdiff_t n) {
     const bool smooth = task->call.label_smoothing > 0, with_metrics = task->call.metrics != NULL;
     const ptrdiff_t pairs = n / (2 * LANES) * (2 * LANES);
-    V(lane_block) block = {z, grad, z_stride, grad_stride, task->call.classes, 0, pairs / LANES, 0, ahead};
+    V(lane_block) block = *all;
+    block.vectors = pairs / LANES;
     if (pairs > 0) V(lanes_and_grad)(task, &block, batch, smooth, with_metrics);
+    block.vectors = 1;
     for (ptrdiff_t i = pairs; i < n; i += LANES) {
-        block.z = z + i;
-        block.grad = grad ? grad + i : NULL;
+        block.z = all->z + i;
+        block.e = all->e ? all->e + i : NULL;
+        block.grad = all->grad ? all->grad + i : NULL;
         block.at = i;
-        block.vectors = 1;
-        block.ahead = NULL;
         block.part = n - i < LANES ? n - i : 0;
         V(lanes_and_grad)(task, &block, batch, smooth, with_metrics);
     }

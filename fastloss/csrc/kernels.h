@@ -53,6 +53,9 @@ typedef struct {
 #define STREAMED_ROWS 8
 #define SHARED_TILES 64
 
+/* How many times as long the tiles of large images are: at their ends tiles share lines of the caches. */
+#define LONGER_TILES 4
+
 /* Numbers past the end of a scratch row that kernels may write: a vector. */
 #define SCRATCH_PADDING 16
 

@@ -215,8 +215,8 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
     const ptrdiff_t z_stride = staged ? LANE_TARGETS * real : in_stride;
     const ptrdiff_t grad_stride = staged ? LANE_TARGETS * real : out_stride;
     /* Whether there is room to copy the logits of one step while those of another are computed with. */
-    const bool copies_ahead = plain && V(is_native)(task) && 2 * classes * LANE_TARGETS <= STAGE &&
-                              classes > CLASSES_AHEAD && !(call->label_smoothing > 0);
+    const bool copies_ahead =
+        plain && 2 * classes * LANE_TARGETS <= STAGE && classes > CLASSES_AHEAD && !(call->label_smoothing > 0);
     bool copied = false;
     REAL *stage = stages;
     double sums[LOSS_SUMS] = {0};
@@ -241,15 +241,10 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
             V(fetch_class)(z + n * in_size, c, in_stride, bytes);
         copied = copies_ahead && n == LANE_TARGETS && end - from >= 2 * LANE_TARGETS;
         REAL *next = stages + (stage == stages ? classes * LANE_TARGETS : 0);
-        const ptrdiff_t apart = in_stride / in_size;
+        const ptrdiff_t width = LANE_TARGETS * in_size;
         V(lane_copy)
-        ahead = {(const REAL *)z + LANE_TARGETS,
-                 next,
-                 apart,
-                 0,
-                 classes,
-                 CLASSES_AHEAD * apart,
-                 (CLASSES_AHEAD - classes) * apart + LANE_TARGETS};
+        ahead = {z + width, next,    call->logits.dtype,        in_stride - width,
+                 0,         classes, CLASSES_AHEAD * in_stride, (CLASSES_AHEAD - classes) * in_stride + width};
         int64_t y[LANE_TARGETS];
         if (!V(target_classes)(task, row, n, y)) return FL_ERROR_INDEX;
         ptrdiff_t ignored = 0;
@@ -264,9 +259,20 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
         }
         const char *z_at = staged ? (const char *)stage : z;
         char *grad_at = !grad ? NULL : staged ? (char *)stage : grad;
-        if (plain)
-            V(index_lanes)(task, (const REAL *)z_at, z_stride / real, (REAL *)grad_at, grad_stride / real, &lanes,
-                           staged ? n + (-n & (LANES - 1)) : n, copied ? &ahead : NULL);
+        /* A whole step's gradient need not pass through the stage. */
+        const bool direct = grad && plain && staged && grad_dtype == call->grad.dtype && n == LANE_TARGETS;
+        if (plain) {
+            const V(lane_block) block = {.z = (const REAL *)z_at,
+                                         .e = (REAL *)grad_at,
+                                         .grad = (REAL *)(direct ? grad : grad_at),
+                                         .z_stride = z_stride / real,
+                                         .e_stride = grad_stride / real,
+                                         .grad_stride = (direct ? out_stride : grad_stride) / real,
+                                         .classes = classes,
+                                         .streams = direct && streamed,
+                                         .ahead = copied ? &ahead : NULL};
+            V(index_lanes)(task, &block, &lanes, staged ? n + (-n & (LANES - 1)) : n);
+        }
         for (ptrdiff_t i = 0; !plain && i < n; i += LANES)
             V(any_lanes)(task, z_at + i * (staged ? real : in_size), z_stride, z_dtype,
                          grad ? grad_at + i * (staged ? real : out_size) : NULL, grad_stride, grad_dtype,
@@ -283,7 +289,7 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
             batch.ahead[counted++] = batch.ahead[i];
         }
         if (metrics) V(add_metrics)(task, batch.entropy, batch.ahead, counted, metrics);
-        for (ptrdiff_t c = 0; staged && grad && c < classes; c++) {
+        for (ptrdiff_t c = 0; staged && grad && !direct && c < classes; c++) {
             if (streamed)
                 V(stream_scaled)((REAL *)(grad + c * out_stride), 0, n, true, stage + c * LANE_TARGETS, 1, 0);
             else
