@@ -673,22 +673,30 @@ typedef struct {
     bool any_ignored;
 } V(lane_batch);
 
-#undef CLASSES_AHEAD
-/* How many classes ahead of a copy to fetch: as many lines as can be under way. More of them drive each other out where
- * the stride is a power of two. */
-#define CLASSES_AHEAD 6
+#undef LINES_AHEAD
+/* How many lines ahead of a copy to fetch: as many as can be under way. More of them drive each other out where the
+ * stride is a power of two. */
+#define LINES_AHEAD 48
 
-/* A copy of LANE_TARGETS logits of each class, which is made pair after pair of vectors while others are computed with:
- * memory gives the ones meanwhile. */
+/* A copy of the logits of some vectors of targets, class by class, which is made pair after pair of vectors while
+ * others are computed with: memory gives the ones meanwhile. */
 typedef struct {
     const char *from;
     REAL *to;
     int dtype;
-    ptrdiff_t skip, pair,
-        classes; /* bytes between classes; the pair's number in its class, and how many classes are left */
-    ptrdiff_t fetched, behind; /* where to fetch, relative to `from`; and for the last classes, which the first
-                                  ones of the targets after these follow */
+    ptrdiff_t pairs, pair, classes, skip; /* of a class; the one in turn; classes left; bytes between them */
+    ptrdiff_t fetched, ahead, behind; /* where to fetch, relative to `from`: so many classes ahead, and for the last of
+                                         them where the first ones of the next vectors are */
 } V(lane_copy);
+
+/* A copy from where the classes are so many bytes apart. */
+static INLINE V(lane_copy)
+    V(copy_of)(const char *from, int dtype, ptrdiff_t stride, ptrdiff_t classes, ptrdiff_t pairs, REAL *to) {
+    const ptrdiff_t bytes = pairs * 2 * LANES * dtype_size(dtype), lines = LINES_AHEAD * 64 / bytes;
+    const ptrdiff_t ahead = lines < 1 ? 1 : lines < classes ? lines : classes;
+    return (V(lane_copy)){
+        from, to, dtype, pairs, 0, classes, stride - bytes, ahead * stride, ahead, (ahead - classes) * stride + bytes};
+}
 
 static INLINE void V(copy_pair)(V(lane_copy) * copy) {
     FOR_DTYPE(copy->dtype, {
@@ -698,10 +706,10 @@ static INLINE void V(copy_pair)(V(lane_copy) * copy) {
         copy->from += 2 * bytes;
     })
     copy->to += 2 * LANES;
-    if (++copy->pair < LANE_VECTORS / 2) return;
+    if (++copy->pair < copy->pairs) return;
     copy->pair = 0;
     copy->from += copy->skip;
-    if (--copy->classes == CLASSES_AHEAD) copy->fetched = copy->behind;
+    if (--copy->classes == copy->ahead) copy->fetched = copy->behind;
 }
 
 /* Where the classes of `vectors` vectors of targets lie: from number `at` of the batch on; z points to the first of

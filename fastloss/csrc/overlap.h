@@ -15,8 +15,12 @@
 #define SPAN_POSITIONS (WORKING_TYPE == 32 ? 1024 : 512)
 
 typedef struct {
-    ptrdiff_t n, width; /* positions, and the distance between classes in the stage */
-    REAL *z, *mask;     /* logits, which become scaled exponentials or probabilities; the mask, or NULL */
+    ptrdiff_t n, width;   /* positions, and the distance between classes in the stage */
+    REAL *z, *mask;       /* logits, which become scaled exponentials or probabilities; the mask, or NULL */
+    V(lane_copy) * ahead; /* the next stage's logits, to be copied meanwhile, or NULL */
+    REAL *out;            /* where the gradient belongs, or NULL: in the stage */
+    ptrdiff_t out_stride;
+    bool streams; /* past the caches; its lines are those of the vectors */
     bool any_ignored;
     V(index) y[SPAN_POSITIONS]; /* -1: ignored */
     REAL inverse[SPAN_POSITIONS], rest[SPAN_POSITIONS], target[SPAN_POSITIONS], d[SPAN_POSITIONS], z_y[SPAN_POSITIONS],
@@ -100,6 +104,14 @@ static void V(overlap_store)(const overlap_task *task, ptrdiff_t t, ptrdiff_t n,
     }
 }
 
+/* How many positions of the gradient lie between t and the line before it: a step that ends where a line does leaves
+ * none that two of them write. */
+static ptrdiff_t V(overlap_misaligned)(const overlap_task *task, ptrdiff_t t) {
+    const fl_array *grad = &task->call.grad;
+    ptrdiff_t stride;
+    return (ptrdiff_t)((uintptr_t)V(overlap_at)(task, grad, t, &stride) & 63) / dtype_size(grad->dtype);
+}
+
 /* The classes of n positions, -1 where ignored or past the end. False where one is out of range. */
 static bool V(overlap_targets)(const overlap_task *task, ptrdiff_t t, ptrdiff_t n, V(overlap_stage) * s) {
     const fl_overlap_call *call = &task->call;
@@ -125,6 +137,9 @@ static INLINE void V(overlap_softmax)(const overlap_task *task, V(overlap_stage)
                                       bool squared) {
     const ptrdiff_t classes = task->call.classes;
     const V(vec) zero = V(set)(0), unit = V(set)(SCALE_DOWN);
+    const bool copies = s->ahead != NULL;
+    V(lane_copy) copy = {0};
+    if (copies) copy = *s->ahead;
     for (ptrdiff_t i = 0; i < s->n; i += LANES) {
         V(vec) m0 = V(set)(-INFINITY), m1 = m0;
         const REAL *z = s->z + i;
@@ -167,6 +182,7 @@ static INLINE void V(overlap_softmax)(const overlap_task *task, V(overlap_stage)
                 }
                 V(store)(s->z + c * s->width + i, e[0]);
                 if (second) V(store)(s->z + c * s->width + i + LANES, e[1]);
+                if (copies) V(copy_pair)(&copy);
             }
             for (ptrdiff_t k = 0; k < 2; k++) {
                 V(acc_add)(&sums[k], sum[k]);
@@ -357,7 +373,8 @@ static INLINE void V(indices_gradient)(const overlap_task *task, V(overlap_stage
                 grad = V(add)(squared ? V(mul)(twice, p) : by_p, V(select)(is_target, by_both, zero));
             }
             if (s->any_ignored) grad = V(zero_where)(V(int_eq)(y, V(int_set)(-1)), grad);
-            V(store)(at, grad);
+            REAL *to = s->out ? s->out + c * s->out_stride + i : at;
+            s->streams ? V(stream)(to, grad) : V(store)(to, grad);
         }
     }
 }
@@ -471,27 +488,48 @@ static int V(overlap_tile)(const overlap_task *task, ptrdiff_t tile, const doubl
     const ptrdiff_t group_end = (group + 1) * task->group_rows;
     const ptrdiff_t end = first + task->tile_rows < group_end ? first + task->tile_rows : group_end;
     const bool is_mask = !call->target;
-    REAL stage[STAGE], narrow[2 * STAGE / LANES];
-    ptrdiff_t width = STAGE / (is_mask ? 2 : 1) / classes / LANES * LANES;
+    REAL stages[STAGE], narrow[2 * STAGE / LANES];
+    const bool copies = !is_mask && call->activation == FL_ACTIVATION_SOFTMAX && call->inner > 1;
+    ptrdiff_t width = STAGE / (is_mask || copies ? 2 : 1) / classes / (2 * LANES) * (2 * LANES);
+    if (width == 0) width = STAGE / (is_mask ? 2 : 1) / classes / LANES * LANES; /* for one stage without a copy */
     if (width > SPAN_POSITIONS) width = SPAN_POSITIONS;
-    const bool streamed = slopes && width > 0 && call->inner > 1 && call->grad.dtype == NATIVE &&
-                          streams(call->logits.data, call->grad.data, call->grad.dtype, task->rows * classes);
+    const bool copies_ahead = copies && 2 * classes * width <= STAGE && width % (2 * LANES) == 0;
+    const bool native = slopes && width > 0 && call->inner > 1 && call->grad.dtype == NATIVE;
+    const bool streamed = native && streams(call->logits.data, call->grad.data, call->grad.dtype, task->rows * classes);
+    const ptrdiff_t in_size = dtype_size(call->logits.dtype), out_size = dtype_size(call->grad.dtype);
+    bool copied = false;
     V(overlap_stage) s;
-    s.z = stage;
-    s.mask = is_mask ? stage + STAGE / 2 : NULL;
+    s.z = stages;
+    s.mask = is_mask ? stages + STAGE / 2 : NULL;
     s.width = width;
     s.any_ignored = false;
     for (ptrdiff_t k = 0; slopes && width > 0 && k < 2 * classes; k++) narrow[k] = (REAL)slopes[k];
     for (ptrdiff_t t = first; t < end; t += s.n) {
-        s.n = V(overlap_run)(task, t, end, width > 0 ? width : LANES);
+        const ptrdiff_t before = native ? V(overlap_misaligned)(task, t) : 0;
+        s.n = V(overlap_run)(task, t, end, width == 0 ? LANES : before < width ? width - before : width);
         if (!is_mask && !V(overlap_targets)(task, t, s.n, &s)) return FL_ERROR_INDEX;
         if (width == 0) {
             for (ptrdiff_t i = 0; i < s.n; i++)
                 V(overlap_position)(task, t + i, is_mask ? -1 : (int64_t)s.y[i], slopes, sums);
             continue;
         }
-        V(overlap_load)(task, &call->logits, t, s.n, width, false, s.z);
+        if (!copied) V(overlap_load)(task, &call->logits, t, s.n, width, false, s.z);
         if (is_mask) V(overlap_load)(task, &call->mask, t, s.n, width, true, s.mask);
+        copied = copies_ahead && s.n == width && V(overlap_run)(task, t + width, end, width) == width &&
+                 (t + width) % call->inner != 0;
+        REAL *next = copied && s.z == stages ? stages + classes * width : stages;
+        ptrdiff_t in_stride, out_stride = 0;
+        const char *z = V(overlap_at)(task, &call->logits, t, &in_stride);
+        char *grad = native ? V(overlap_at)(task, &call->grad, t, &out_stride) : NULL;
+        V(lane_copy) ahead = {0};
+        if (copied)
+            ahead = V(copy_of)(z + width * in_size, call->logits.dtype, in_stride * in_size, classes,
+                               width / (2 * LANES), next);
+        s.ahead = copied ? &ahead : NULL;
+        /* A whole step's gradient need not pass through the stage. */
+        s.out = !is_mask && s.n == width ? (REAL *)grad : NULL;
+        s.out_stride = out_stride;
+        s.streams = s.out && streamed && (uintptr_t)grad % 64 == 0 && out_stride * out_size % 64 == 0;
         if (!slopes && is_mask)
             V(gather_mask)(task, &s, sums, call->squared);
         else if (!slopes && call->squared)
@@ -504,7 +542,8 @@ static int V(overlap_tile)(const overlap_task *task, ptrdiff_t tile, const doubl
             V(indices_gradient)(task, &s, narrow, true);
         else
             V(indices_gradient)(task, &s, narrow, false);
-        if (slopes) V(overlap_store)(task, t, s.n, width, s.z, streamed);
+        if (slopes && !s.out) V(overlap_store)(task, t, s.n, width, s.z, streamed);
+        if (copied) s.z = next;
     }
     if (streamed) vec_fence();
     return FL_OK;

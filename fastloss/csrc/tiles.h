@@ -215,8 +215,8 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
     const ptrdiff_t z_stride = staged ? LANE_TARGETS * real : in_stride;
     const ptrdiff_t grad_stride = staged ? LANE_TARGETS * real : out_stride;
     /* Whether there is room to copy the logits of one step while those of another are computed with. */
-    const bool copies_ahead =
-        plain && 2 * classes * LANE_TARGETS <= STAGE && classes > CLASSES_AHEAD && !(call->label_smoothing > 0);
+    const bool copies_ahead = plain && 2 * classes * LANE_TARGETS <= STAGE && !(call->label_smoothing > 0);
+    const ptrdiff_t classes_ahead = LINES_AHEAD * 64 / (LANE_TARGETS * in_size);
     bool copied = false;
     REAL *stage = stages;
     double sums[LOSS_SUMS] = {0};
@@ -234,17 +234,17 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
         const char *z = logits + from * in_size;
         char *grad = grads ? grads + from * out_size : NULL;
         for (ptrdiff_t c = 0; staged && !copied && c < classes; c++) {
-            if (c + CLASSES_AHEAD < classes) V(fetch_class)(z, c + CLASSES_AHEAD, in_stride, bytes);
+            if (c + classes_ahead < classes) V(fetch_class)(z, c + classes_ahead, in_stride, bytes);
             V(load_block)(z + c * in_stride, call->logits.dtype, n, 0, stage + c * LANE_TARGETS);
         }
-        for (ptrdiff_t c = 0; staged && !copied && from + n < end && c < classes && c < CLASSES_AHEAD; c++)
+        for (ptrdiff_t c = 0; staged && !copied && from + n < end && c < classes && c < classes_ahead; c++)
             V(fetch_class)(z + n * in_size, c, in_stride, bytes);
         copied = copies_ahead && n == LANE_TARGETS && end - from >= 2 * LANE_TARGETS;
-        REAL *next = stages + (stage == stages ? classes * LANE_TARGETS : 0);
-        const ptrdiff_t width = LANE_TARGETS * in_size;
-        V(lane_copy)
-        ahead = {z + width, next,    call->logits.dtype,        in_stride - width,
-                 0,         classes, CLASSES_AHEAD * in_stride, (CLASSES_AHEAD - classes) * in_stride + width};
+        REAL *next = copied && stage == stages ? stages + classes * LANE_TARGETS : stages;
+        V(lane_copy) ahead = {0};
+        if (copied)
+            ahead =
+                V(copy_of)(z + LANE_TARGETS * in_size, call->logits.dtype, in_stride, classes, LANE_VECTORS / 2, next);
         int64_t y[LANE_TARGETS];
         if (!V(target_classes)(task, row, n, y)) return FL_ERROR_INDEX;
         ptrdiff_t ignored = 0;
