@@ -374,8 +374,12 @@ def test_more_elements_than_32_bits_count():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(
-    ("dtype", "classes"), [(np.float32, 100), (np.float32, 300), (np.float32, 32771), (np.float64, 5003)]
-)
+    ("dtype", "classes"),
+    [
+        (np.float32, 37), (np.float32, 100), (np.float32, 300), (np.float32, 32771), (np.float64, 5003),
+        (np.float16, 301), (np.float16, 5003), (BFLOAT16, 5003),
+    ],
+)  # fmt: skip
 def test_large_gradients_of_rows(engine, dtype, classes, smoothing):
     """Above 24 MiB they are written past the caches, those of long rows one row behind: the same bits as in pieces."""
     if engine == "reference":
@@ -385,7 +389,7 @@ def test_large_gradients_of_rows(engine, dtype, classes, smoothing):
     logits = rng.normal(0, 3, (rows, classes)).astype(dtype)
     logits[::7, classes // 2] += 40  # the reference moves in the middle of the row
     target = rng.integers(0, classes, rows)
-    target[5::11] = -100
+    target[5 : rows // 2 : 11] = -100
     keywords = {"reduction": "none", "label_smoothing": smoothing, "engine": engine}
     for offset in (0, 1, 3):
         memory = np.full(logits.size + 8, np.nan, dtype)
@@ -396,6 +400,26 @@ def test_large_gradients_of_rows(engine, dtype, classes, smoothing):
             part = slice(start, start + rows // 5)
             expected_losses, expected = fl.cross_entropy(logits[part], target[part], return_grad=True, **keywords)
             assert same_bits(losses[part], expected_losses)
+            assert same_bits(out[part], expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_large_gradients_of_elements(engine, dtype):
+    """Above 24 MiB they are written past the caches, in lines that two blocks may share: the same bits as in pieces."""
+    if engine == "reference":
+        pytest.skip("knows no caches")
+    size = (32 << 20) // np.dtype(dtype).itemsize + 5
+    rng = np.random.default_rng(RNG_SEED)
+    logits, target = rng.normal(0, 3, size).astype(dtype), rng.integers(0, 2, size).astype(bool)
+    for offset in (0, 1, 3):
+        memory = np.full(size + 8, np.nan, dtype)
+        out = memory[offset : offset + size]
+        keywords = {"reduction": "sum", "engine": engine}
+        fl.binary_cross_entropy_with_logits(logits, target, out_grad=out, **keywords)
+        assert np.isnan(memory[:offset]).all() and np.isnan(memory[offset + size :]).all()
+        for start in range(0, size, size // 5):
+            part = slice(start, start + size // 5)
+            _, expected = fl.binary_cross_entropy_with_logits(logits[part], target[part], return_grad=True, **keywords)
             assert same_bits(out[part], expected)
 
 
