@@ -339,6 +339,25 @@ def test_in_place_and_alone(engine, function, mode):
         assert np.array_equal(again, loss) and np.array_equal(same, grad)
 
 
+@every_score
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        (np.float32, (5, 3, 32, 32)),
+        (np.float64, (5, 3, 16, 32)),
+        (np.float16, (5, 3, 32, 32)),
+        (np.float32, (2, 21, 50, 50)),
+    ],
+)
+def test_images_that_end_where_a_step_of_the_kernels_does(engine, function, dtype, shape):
+    logits, target = batch("multiclass", 5, dtype, shape)
+    loss, grad = function(logits, target, return_grad=True, engine=engine)
+    expected_loss, expected = function(logits.astype(np.float64), target, return_grad=True, engine="reference")
+    assert loss == pytest.approx(expected_loss, rel=2e-6)
+    limit = 1e-3 if dtype == np.float16 else 2e-6
+    assert np.abs(grad - expected).max() <= limit * np.abs(expected).max()
+
+
 @every_mode
 @every_score
 def test_threads(engine, function, mode):
