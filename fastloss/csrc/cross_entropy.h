@@ -20,6 +20,9 @@ typedef struct {
     bool streams;       /* gradients are written past the caches */
     REAL *scratch;      /* a row of scratch where not native, two where it streams */
     line_stream stream; /* of rows that lie behind each other */
+    REAL *waiting;      /* those of them that are streamed while the next ones are computed, so that memory takes the
+                           ones while it gives the others */
+    ptrdiff_t scaled, streamed; /* how many rows wait there, and how many of them no more */
     char *z[ROW_BATCH];
     char *grad[ROW_BATCH];  /* NULL: loss only */
     char *probs[ROW_BATCH]; /* not for the fast kernels */
@@ -476,6 +479,14 @@ static INLINE bool V(adjacent)(char *const row[], ptrdiff_t n, ptrdiff_t bytes) 
     return gaps == 0;
 }
 
+/* Streams waiting rows up to number `end`. */
+static INLINE void V(stream_waiting)(const class_task *task, V(batch) * batch, ptrdiff_t end) {
+    const ptrdiff_t classes = task->call.classes, n = (end < batch->scaled ? end : batch->scaled) - batch->streamed;
+    if (n <= 0) return;
+    stream_next(&batch->stream, batch->waiting + batch->streamed * classes, n * classes * (ptrdiff_t)sizeof(REAL));
+    batch->streamed += n;
+}
+
 /* n rows of more than LANES classes, at most ROW_GROUPS * LANES, all in the stage. vectors: in a row, where the
  * compiler is to know it; else 0. */
 static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n, ptrdiff_t vectors,
@@ -530,6 +541,9 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
             moments[r] = V(add)(its.moment[0], its.moment[1]);
             if (with_metrics)
                 aheads[r] = (V(index))(its.rank.ahead + V(equal_earlier)(z[r], classes, y[r], its.rank.own, z_y[at]));
+            /* A few hundred bytes at a time. */
+            if (with_grad && native && batch->streams && (classes > 64 || at % 4 == 3))
+                V(stream_waiting)(task, batch, at + 1);
             if (fetches_grad) /* the lines will be there when the groups are finished */
                 for (ptrdiff_t c = 0; c < padded; c += LANES)
                     V(prefetch)((const REAL *)batch->grad[first + at] + c, true);
@@ -550,12 +564,12 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
     }
     const bool contiguous =
         native && batch->streams && V(adjacent)(batch->grad + first, n, classes * (ptrdiff_t)sizeof(REAL));
-    REAL rows[ROW_STAGE]; /* that are to be written past the caches */
+    if (native && batch->streams) V(stream_waiting)(task, batch, batch->scaled);
     for (ptrdiff_t r = 0; r < n; r++) {
         const ptrdiff_t y = (ptrdiff_t)batch->y[first + r];
         const int dtype = task->call.grad.dtype;
         const REAL *e = stage + r * padded;
-        char *grad = contiguous ? (char *)(rows + r * classes) : batch->grad[first + r];
+        char *grad = contiguous ? (char *)(batch->waiting + r * classes) : batch->grad[first + r];
         if (native) {
             V(scale_row)((REAL *)grad, e, classes, padded, factor[r], smooth ? shift[r] : 0);
             ((REAL *)grad)[y] = target_grad[r];
@@ -569,7 +583,8 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
         stream_end(&batch->stream);
         batch->stream.next = batch->grad[first];
     }
-    stream_next(&batch->stream, rows, n * classes * (ptrdiff_t)sizeof(REAL));
+    batch->streamed = 0;
+    batch->scaled = n;
 }
 
 /* The forms of V(rows), each a function of its own: their loops need all registers for constants. */
@@ -653,10 +668,14 @@ static void V(block_rows)(const class_task *task, V(batch) * batch, bool with_me
                         : with_grad  ? (smooth ? SMOOTH_GRAD : GRAD)
                         : smooth     ? SMOOTH_LOSS
                                      : LOSS;
+    REAL waiting[ROW_STAGE];
+    batch->waiting = waiting;
+    batch->streamed = batch->scaled = 0;
     for (ptrdiff_t i = 0; i < batch->count; i += groups * LANES) {
         const ptrdiff_t left = batch->count - i;
         forms[layout][purpose](task, batch, i, left < groups * LANES ? left : groups * LANES);
     }
+    V(stream_waiting)(task, batch, batch->scaled);
 }
 
 /* ---- Targets in lanes: classes lie `stride` apart, neighbouring targets next to each other --------------------- */
