@@ -248,3 +248,16 @@ def test_errors(engine, case, error, text):
 def test_topk_is_a_sequence(engine):
     with pytest.raises(TypeError, match="topk must"):
         fl.evaluate(Z, Y, topk=5, engine=engine)
+
+
+def test_bits_do_not_depend_on_where_an_image_lies():
+    rng = np.random.default_rng(3)
+    logits, target = 12 * rng.normal(size=(2, 5, 40, 40)), rng.integers(0, 5, (2, 40, 40))
+    memory = np.empty(logits.size + 8)
+    results = set()
+    for offset in range(8):
+        moved = memory[offset : offset + logits.size].reshape(logits.shape)
+        moved[...] = logits
+        result = fl.evaluate(moved, target)
+        results.add((result.loss, result.entropy))
+    assert len(results) == 1

@@ -32,7 +32,8 @@ static INLINE void V(prefetch)(const REAL *p, bool for_writing) {
         for_writing ? __builtin_prefetch((const char *)p + line, 1) : __builtin_prefetch((const char *)p + line, 0);
 }
 
-/* The numbers of a block's elements: read from memory, since one in all lanes takes a step that others need. */
+/* The numbers of a block's elements, for comparison with the target's: to load them is cheaper than to move a number
+ * into all lanes for each vector. */
 #ifndef NUMBERS_256
 #define NUMBERS_4(n) n, n + 1, n + 2, n + 3
 #define NUMBERS_16(n) NUMBERS_4(n), NUMBERS_4(n + 4), NUMBERS_4(n + 8), NUMBERS_4(n + 12)
@@ -210,8 +211,7 @@ typedef struct {
 
 static INLINE V(exp_sums) V(no_exps)(ptrdiff_t target) {
     const V(vec) zero = V(set)(0);
-    const V(int) numbers = V(int_set)((V(index))target);
-    return (V(exp_sums)){{zero, zero}, zero, {zero, zero}, V(int_set)(0), numbers, {NULL, 0, 0}};
+    return (V(exp_sums)){{zero, zero}, zero, {zero, zero}, V(int_set)(0), V(int_set)((V(index))target), {NULL, 0, 0}};
 }
 
 /* One vector of logits from number c on, of which x is the distance from the reference and `distance` the same, but 0

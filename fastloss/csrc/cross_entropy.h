@@ -252,11 +252,12 @@ static INLINE void V(scale_pending)(const class_task *task, V(pending) * row, pt
         row->done += n;
     }
     if (end < classes) return;
-    if (!native) stream_end(&row->stream);
-    if (native)
+    if (native) {
         ((REAL *)row->grad)[row->y] = row->target_grad;
-    else
+    } else {
+        stream_end(&row->stream);
         V(store_one)(row->grad + row->y * dtype_size(dtype), dtype, row->target_grad);
+    }
 }
 
 /* How many of the classes [c, c + n) of the row z rank in front of its target, up to `enough`. */
@@ -945,14 +946,10 @@ static LOOP void V(lanes_and_grad)(const class_task *task, const V(lane_block) *
     V(finished) f[LANE_VECTORS];
     V(lanes)(task, block, batch, smooth, with_metrics, f);
     if (!block->grad) return;
-    if (smooth || batch->any_ignored)
+    if (block->part || smooth || batch->any_ignored)
         V(lanes_scale)(block, batch, f, smooth, batch->any_ignored, block->streams);
-    else if (block->streams)
-        V(lanes_scale_streamed)(block, batch, f);
-    else if (block->part)
-        V(lanes_scale)(block, batch, f, false, false, false);
     else
-        V(lanes_scale_plain)(block, batch, f);
+        (block->streams ? V(lanes_scale_streamed) : V(lanes_scale_plain))(block, batch, f);
 }
 
 /* ---- Short rows: transposed into lanes and back ---------------------------------------------------------------- */

@@ -209,7 +209,8 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
      */
     const bool streamed = staged && call->grad.dtype == NATIVE && streams_softmax(task) && out_stride % 64 == 0;
     const char *written = grads ? grads + first * out_size : logits + first * in_size;
-    const ptrdiff_t in_line = (ptrdiff_t)((uintptr_t)written & 63) / (grads ? out_size : in_size);
+    /* The sum of the entropies depends on how a tile is cut into steps, and must not on where its arrays are. */
+    const ptrdiff_t in_line = metrics ? 0 : (ptrdiff_t)((uintptr_t)written & 63) / (grads ? out_size : in_size);
     /* What the kernels see: the stage, or the arrays themselves. */
     const int z_dtype = staged ? NATIVE : call->logits.dtype, grad_dtype = staged ? NATIVE : call->grad.dtype;
     const ptrdiff_t z_stride = staged ? LANE_TARGETS * real : in_stride;
