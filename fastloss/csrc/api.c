@@ -184,7 +184,7 @@ size_t fl_class_scratch(const fl_class_call *call) {
     if (make_class_task(call, &task) != FL_OK) return 0;
     const bool converts = is_half(task.call.logits.dtype) || (task.call.grad.data && is_half(task.call.grad.dtype));
     const size_t row = (size_t)scratch_row(task.call.classes) * (is_double(task.call.logits.dtype) ? 8 : 4);
-    return streams_softmax(&task) && task.call.inner == 1 ? 2 * row : converts ? row : 0;
+    return converts || (streams_softmax(&task) && task.call.inner == 1) ? row + LINE_BYTES : 0;
 }
 
 int fl_class_tile(const fl_class_call *call, ptrdiff_t tile, void *scratch, double *loss) {

@@ -28,7 +28,7 @@ static INLINE V(vec) V(max_block)(const REAL *z, ptrdiff_t n) {
 
 /* Asks for the cache lines of one vector. */
 static INLINE void V(prefetch)(const REAL *p, bool for_writing) {
-    for (ptrdiff_t line = 0; line < VEC_BYTES; line += 64)
+    for (ptrdiff_t line = 0; line < VEC_BYTES; line += LINE_BYTES)
         for_writing ? __builtin_prefetch((const char *)p + line, 1) : __builtin_prefetch((const char *)p + line, 0);
 }
 
@@ -46,20 +46,27 @@ static const V(index) V(numbers)[BLOCK] = {NUMBERS_256(0), NUMBERS_256(256)};
 #define FETCHED_PAGES 4
 #define PAGE_BYTES 4096
 /* What a step of a loop reads: one line for each page. */
-#define GROUP_BYTES (FETCHED_PAGES * 64)
+#define GROUP_BYTES (FETCHED_PAGES * LINE_BYTES)
 
-/* While `bytes` of lines at p are used, a group or half of one, fetches as many, each of another of the FETCHED_PAGES
- * pages after those that hold p. Memory gives a processor more of several pages at once than of one: a prefetcher
- * follows each of them, and none goes past the end of its page. */
-static INLINE void fetch_ahead(const void *p, ptrdiff_t bytes) {
+/* While `bytes` of lines at p are used, a group or half of one, fetches as many: of each of the FETCHED_PAGES pages
+ * after those that hold p one, where memory gives more of several pages at once: a prefetcher follows each of them, and
+ * none goes past the end of its page. Or just as many further on, and no nearer than the second-level cache. */
+static INLINE void fetch_ahead(const void *p, ptrdiff_t bytes, bool pages) {
     const uintptr_t at = (uintptr_t)p, window = FETCHED_PAGES * PAGE_BYTES, used = at % window;
-    const char *line = (const char *)(at - used + window + used / GROUP_BYTES * 64);
-    const ptrdiff_t first = (ptrdiff_t)(used % GROUP_BYTES) / bytes * bytes / 64;
-    for (ptrdiff_t page = first; page < first + bytes / 64; page++) __builtin_prefetch(line + page * PAGE_BYTES);
+    const char *line = (const char *)(at - used + window + used / GROUP_BYTES * LINE_BYTES);
+    const ptrdiff_t first = (ptrdiff_t)(used % GROUP_BYTES) / bytes * bytes / LINE_BYTES;
+    if (pages)
+        for (ptrdiff_t page = first; page < first + bytes / LINE_BYTES; page++)
+            __builtin_prefetch(line + page * PAGE_BYTES);
+    else
+        for (ptrdiff_t i = 0; i < bytes; i += LINE_BYTES)
+            __builtin_prefetch((const char *)p + 2 * PAGE_BYTES + i, 0, 2);
 }
+static INLINE bool fetches_pages(void) { return atomic_load_explicit(&fl_fetches_pages, memory_order_relaxed); }
 /* Line after line: of what is written, several pages at once gain nothing. */
 static INLINE void fetch_ahead_for_writing(const void *p) {
-    for (int line = 0; line < FETCHED_PAGES; line++) __builtin_prefetch((const char *)p + PAGE_BYTES + line * 64, 1);
+    for (int line = 0; line < FETCHED_PAGES; line++)
+        __builtin_prefetch((const char *)p + PAGE_BYTES + line * LINE_BYTES, 1);
 }
 #endif
 
@@ -89,7 +96,7 @@ static INLINE void d_store_as(void *p, int dtype, d_vec v) {
 
 #ifndef COPY_PART
 #define COPY_PART
-/* Fewer than 64 bytes; a call of memcpy with a size that varies costs more than the rest. */
+/* Less than a line; a call of memcpy with a size that varies costs more than the rest. */
 static INLINE void copy_part(void *to, const void *from, ptrdiff_t bytes) {
     char *q = to;
     const char *p = from;
@@ -109,7 +116,7 @@ static INLINE void copy_part(void *to, const void *from, ptrdiff_t bytes) {
 #endif
 
 static INLINE V(vec) V(load_part_as)(const void *p, int dtype, ptrdiff_t n) {
-    REAL part[64 / sizeof(REAL)] = {0};
+    REAL part[LINE_BYTES / sizeof(REAL)] = {0};
     copy_part(part, p, n * dtype_size(dtype));
     return V(load_as)(part, dtype);
 }
@@ -122,7 +129,7 @@ static INLINE V(vec) V(load_filled)(const void *p, int dtype, ptrdiff_t n, REAL 
     return V(load)(part);
 }
 static INLINE void V(store_part_as)(void *p, int dtype, V(vec) v, ptrdiff_t n) {
-    REAL part[64 / sizeof(REAL)];
+    REAL part[LINE_BYTES / sizeof(REAL)];
     V(store_as)(part, dtype, v);
     copy_part(p, part, n * dtype_size(dtype));
 }
@@ -232,20 +239,21 @@ static INLINE void V(exp_step)(V(vec) value, V(vec) x, V(vec) distance, REAL *e,
 }
 
 /* Scaled exponentials of z - ref, at most BLOCK. */
-static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL ref, exp_form form, V(exp_sums) * sums) {
+static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL ref, exp_form form, bool pages,
+                               V(exp_sums) * sums) {
     const V(vec) minus = V(set)(-ref); /* added, so that a load can be the other operand */
     const ptrdiff_t group = GROUP_BYTES / VEC_BYTES * LANES, whole = n / LANES * LANES, size = dtype_size(form.dtype);
     const char *z = logits;
     ptrdiff_t i = 0;
     for (; i + group <= n; i += group) {
-        if (form.fetches) fetch_ahead(z + i * size, group * size);
+        if (form.fetches) fetch_ahead(z + i * size, group * size, pages);
         if (form.fetches_kept) fetch_ahead_for_writing(e + i);
         for (ptrdiff_t k = i; k < i + group; k += LANES) {
             const V(vec) value = V(load_as)(z + k * size, form.dtype), x = V(add)(minus, value);
             V(exp_step)(value, x, x, form.keeps ? e + k : NULL, LANES, form, !form.quick, k, (k - i) / LANES % 2, sums);
         }
     }
-    if (form.fetches && i < n) fetch_ahead(z + i * size, group * size);
+    if (form.fetches && i < n) fetch_ahead(z + i * size, group * size, pages);
     if (form.fetches_kept && i < n) fetch_ahead_for_writing(e + i);
     for (; i < whole; i += LANES) {
         const V(vec) value = V(load_as)(z + i * size, form.dtype), x = V(add)(minus, value);
@@ -289,10 +297,10 @@ typedef struct {
     V(vec) sum, distance, moment;
 } V(block_sums);
 
-static INLINE bool V(exp_form_block)(const void *z, REAL *e, ptrdiff_t n, REAL ref, exp_form form, ptrdiff_t y,
-                                     V(block_sums) * out) {
+static INLINE bool V(exp_form_block)(const void *z, REAL *e, ptrdiff_t n, REAL ref, exp_form form, bool pages,
+                                     ptrdiff_t y, V(block_sums) * out) {
     V(exp_sums) sums = V(no_exps)(y);
-    V(exp_part)(z, e, n, ref, form, &sums);
+    V(exp_part)(z, e, n, ref, form, pages, &sums);
     out->sum = V(add)(sums.sum[0], sums.sum[1]);
     if (form.distances) out->distance = sums.distance;
     if (form.moments) out->moment = V(add)(sums.moment[0], sums.moment[1]);
@@ -300,10 +308,10 @@ static INLINE bool V(exp_form_block)(const void *z, REAL *e, ptrdiff_t n, REAL r
 }
 #undef EXP_FORM
 #define EXP_FORM(name, ...)                                                                                           \
-    static LOOP bool V(name)(int dtype, const void *z, REAL *e, ptrdiff_t n, REAL ref, ptrdiff_t y,                   \
+    static LOOP bool V(name)(int dtype, const void *z, REAL *e, ptrdiff_t n, REAL ref, bool pages, ptrdiff_t y,       \
                              V(block_sums) * out) {                                                                   \
         FOR_DTYPE(dtype, return V(exp_form_block)(z, e, n, ref, (exp_form){.dtype = D, .fetches = true, __VA_ARGS__}, \
-                                                  y, out);)                                                           \
+                                                  pages, y, out);)                                                    \
     }
 EXP_FORM(exp_added, .quick = true)
 EXP_FORM(exp_kept, .quick = true, .keeps = true)
@@ -324,25 +332,6 @@ static INLINE void V(scale_block)(REAL *e, ptrdiff_t n, REAL factor, REAL shift)
     }
     for (; i + LANES <= n; i += LANES) V(store)(e + i, V(fma)(V(load)(e + i), f, minus));
     if (i < n) V(store_part)(e + i, V(fma)(V(load_part)(e + i, n - i, 0), f, minus), n - i);
-}
-
-/* p = block * factor - shift, written past the caches: for what will not stay in them, it spares the reading of the
- * lines that it overwrites. Goes from where it stopped before, `from`, to `end`, and returns where it stopped, which is
- * where a whole vector would pass the end, or with `last` the end. p is aligned for its type. */
-static INLINE ptrdiff_t V(stream_scaled)(REAL *p, ptrdiff_t from, ptrdiff_t end, bool last, const REAL *block,
-                                         REAL factor, REAL shift) {
-    const V(vec) f = V(set)(factor), minus = V(set)(-shift);
-    ptrdiff_t i = from;
-    if (i == 0) {
-        const ptrdiff_t head = (ptrdiff_t)(-(uintptr_t)p & (VEC_BYTES - 1)) / (ptrdiff_t)sizeof(REAL);
-        if (head > end && !last) return 0;
-        i = head < end ? head : end;
-        if (i > 0) V(store_part)(p, V(fma)(V(load_part)(block, i, 0), f, minus), i);
-    }
-    for (; i + LANES <= end; i += LANES) V(stream)(p + i, V(fma)(V(load)(block + i), f, minus));
-    if (!last || i == end) return i;
-    V(store_part)(p + i, V(fma)(V(load_part)(block + i, end - i, 0), f, minus), end - i);
-    return end;
 }
 
 /* n elements of any floating type as the working type, padded with `fill` to a whole number of vectors. Returns the
@@ -389,8 +378,8 @@ static INLINE void V(store_block)(void *p, int dtype, ptrdiff_t n, const REAL *b
     })
 }
 
-#ifndef LINE_BYTES
-#define LINE_BYTES 64
+#ifndef LINE_STREAM
+#define LINE_STREAM
 /* Bytes that are written past the caches one block after the other, each aligned for its type. A line of which a part
  * is written is read before, so that it is put together here where two blocks meet in it. */
 typedef struct {
@@ -430,7 +419,42 @@ static INLINE void stream_end(line_stream *stream) {
     if (stream->kept) copy_part(stream->next - stream->kept, stream->line, stream->kept);
     stream->kept = 0;
 }
+
+static INLINE void stream_block(char *p, const void *block, ptrdiff_t bytes) {
+    line_stream stream = {p, 0, {0}};
+    stream_next(&stream, block, bytes);
+    stream_end(&stream);
+}
+
+/* What comes next begins at p: perhaps where the stream is. */
+static INLINE void stream_from(line_stream *stream, char *p) {
+    if (stream->next == p) return;
+    stream_end(stream);
+    stream->next = p;
+}
 #endif
+
+/* e * factor - shift, but `other` for number y, if it is one of the n. A whole line may be read from where e's last one
+ * begins. */
+static LOOP void V(stream_scaled)(line_stream *stream, const REAL *e, ptrdiff_t n, REAL factor, REAL shift, ptrdiff_t y,
+                                  REAL other) {
+    const V(vec) f = V(set)(factor), minus = V(set)(-shift);
+    const ptrdiff_t line = LINE_BYTES / (ptrdiff_t)sizeof(REAL), whole = y >= 0 && y < n ? y : n;
+    for (ptrdiff_t i = 0, count; i < n; i += count) {
+        REAL *to = (REAL *)stream->next;
+        const ptrdiff_t before = (ptrdiff_t)((uintptr_t)to % LINE_BYTES) / (ptrdiff_t)sizeof(REAL);
+        const ptrdiff_t lines = before ? 0 : ((i <= whole ? whole : n) - i) / line;
+        count = lines * line;
+        for (ptrdiff_t k = 0; k < count; k += LANES) V(stream)(to + k, V(fma)(V(load)(e + i + k), f, minus));
+        stream->next = (char *)(to + count);
+        if (count > 0) continue;
+        REAL part[LINE_BYTES / sizeof(REAL)];
+        for (ptrdiff_t k = 0; k < line; k += LANES) V(store)(part + k, V(fma)(V(load)(e + i + k), f, minus));
+        count = n - i < line - before ? n - i : line - before;
+        if (y >= i && y < i + count) part[y - i] = other;
+        stream_next(stream, part, count * (ptrdiff_t)sizeof(REAL));
+    }
+}
 
 static INLINE REAL V(load_one)(const void *p, int dtype) { return V(first_lane)(V(load_part_as)(p, dtype, 1)); }
 static INLINE void V(store_one)(void *p, int dtype, REAL value) { V(store_part_as)(p, dtype, V(set)(value), 1); }

@@ -18,7 +18,7 @@ typedef struct {
     ptrdiff_t count;
     bool native;        /* logits and gradients are of the working type; else they are converted on the way */
     bool streams;       /* gradients are written past the caches */
-    REAL *scratch;      /* a row of scratch where not native, two where it streams */
+    REAL *scratch;      /* a row of scratch where not native or where it streams */
     line_stream stream; /* of rows that lie behind each other */
     REAL *waiting;      /* those of them that are streamed while the next ones are computed, so that memory takes the
                            ones while it gives the others */
@@ -197,24 +197,26 @@ static INLINE void V(add_block)(const class_task *task, const char *z, ptrdiff_t
     const int dtype = native ? NATIVE : task->call.logits.dtype;
     const char *p = z + c * dtype_size(dtype);
     REAL *e = kept ? kept + c : NULL;
+    /* What is near anyway is wanted in the first cache. */
+    const bool pages = fetches_kept || fetches_pages();
     V(block_sums) sums;
     bool done = false;
     if (!row->careful) {
         if (!kept)
             done = (smooth || here ? V(exp_others)
                     : with_moments ? V(exp_moments)
-                                   : V(exp_added))(dtype, p, e, n, row->ref, y - c, &sums);
+                                   : V(exp_added))(dtype, p, e, n, row->ref, pages, y - c, &sums);
         else
             done = (smooth || here ? V(exp_others_kept)
                     : fetches_kept ? V(exp_kept_and_fetched)
-                                   : V(exp_kept))(dtype, p, e, n, row->ref, y - c, &sums);
+                                   : V(exp_kept))(dtype, p, e, n, row->ref, pages, y - c, &sums);
     }
     if (!done) {
         if (V(max_of)(task, p, n, native) > row->ref + JUMP)
             V(jump)(task, z, c, native, kept, row);
         else
             row->careful = true;
-        (kept ? V(exp_clamped_kept) : V(exp_clamped))(dtype, p, e, n, row->ref, y - c, &sums);
+        (kept ? V(exp_clamped_kept) : V(exp_clamped))(dtype, p, e, n, row->ref, pages, y - c, &sums);
     }
     V(acc_add)(&row->rests, sums.sum);
     if (with_moments) V(acc_add)(&row->moments, sums.moment);
@@ -223,41 +225,37 @@ static INLINE void V(add_block)(const class_task *task, const char *z, ptrdiff_t
 
 /* A row whose exponentials are made and whose gradient is still to be scaled. That happens while the next row's
  * exponentials are made: its steps do not wait for this row's sums, and where the gradient is streamed, memory takes
- * the one while it gives the other. */
+ * the one while it gives the other. A block is scaled before the next row's exponentials may take its place. */
 typedef struct {
     char *grad;    /* NULL: there is none */
     const REAL *e; /* in scratch, or the gradient itself */
     REAL factor, shift, target_grad;
     ptrdiff_t y, done;
-    line_stream stream; /* where it is not of the working type */
 } V(pending);
 
-static INLINE void V(scale_pending)(const class_task *task, V(pending) * row, ptrdiff_t end, bool native,
-                                    bool streams) {
+/* Scales up to class `end`, or where the gradient is streamed to the end of its line. */
+static INLINE void V(scale_pending)(const class_task *task, V(batch) * batch, V(pending) * row, ptrdiff_t end,
+                                    bool native, bool streams) {
     if (!row->grad) return;
-    const ptrdiff_t classes = task->call.classes;
     const int dtype = task->call.grad.dtype;
-    if (native && streams) {
-        row->done =
-            V(stream_scaled)((REAL *)row->grad, row->done, end, end == classes, row->e, row->factor, row->shift);
-    } else if (native) {
-        V(scale_block)((REAL *)row->grad + row->done, end - row->done, row->factor, row->shift);
-        row->done = end;
+    const ptrdiff_t size = dtype_size(dtype), classes = task->call.classes, from = row->done, y = row->y - from;
+    const ptrdiff_t left = (ptrdiff_t)(-(uintptr_t)(row->grad + end * size) % LINE_BYTES) / size;
+    row->done = native && !streams ? end : end + left < classes ? end + left : classes;
+    const ptrdiff_t n = row->done - from;
+    if (native && !streams) {
+        V(scale_block)((REAL *)row->grad + from, n, row->factor, row->shift);
+        if (y >= 0 && y < n) ((REAL *)row->grad)[row->y] = row->target_grad;
+        return;
     }
-    while (!native && row->done < end) {
-        REAL block[BLOCK];
-        const ptrdiff_t n = end - row->done < BLOCK ? end - row->done : BLOCK;
-        V(store_scaled)(block, dtype, n, row->e + row->done, row->factor, row->shift);
-        stream_next(&row->stream, block, n * dtype_size(dtype));
-        row->done += n;
-    }
-    if (end < classes) return;
+    if (from == 0) stream_from(&batch->stream, row->grad);
     if (native) {
-        ((REAL *)row->grad)[row->y] = row->target_grad;
-    } else {
-        stream_end(&row->stream);
-        V(store_one)(row->grad + row->y * dtype_size(dtype), dtype, row->target_grad);
+        V(stream_scaled)(&batch->stream, row->e + from, n, row->factor, row->shift, y, row->target_grad);
+        return;
     }
+    REAL block[BLOCK + LINE_BYTES / 2];
+    V(store_scaled)(block, dtype, n, row->e + from, row->factor, row->shift);
+    if (y >= 0 && y < n) V(store_one)((char *)block + y * size, dtype, row->target_grad);
+    stream_next(&batch->stream, block, n * size);
 }
 
 /* How many of the classes [c, c + n) of the row z rank in front of its target, up to `enough`. */
@@ -282,7 +280,7 @@ static INLINE V(row_sums) V(new_row)(const class_task *task, const char *z, REAL
 }
 
 /* The sums of row i. pending: the row before, to be scaled meanwhile, or NULL. */
-static INLINE V(row_sums) V(sum_row)(const class_task *task, const V(batch) * batch, ptrdiff_t i, REAL *kept,
+static INLINE V(row_sums) V(sum_row)(const class_task *task, V(batch) * batch, ptrdiff_t i, REAL *kept,
                                      V(pending) * pending, bool native, bool smooth, bool with_metrics) {
     const ptrdiff_t classes = task->call.classes, y = (ptrdiff_t)batch->y[i];
     const ptrdiff_t size = native ? (ptrdiff_t)sizeof(REAL) : dtype_size(task->call.logits.dtype);
@@ -293,9 +291,9 @@ static INLINE V(row_sums) V(sum_row)(const class_task *task, const V(batch) * ba
     V(row_sums) row = V(new_row)(task, z, z_y, native, (const char *)kept == z); /* in place there is no second try */
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
         const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
-        V(add_block)(task, z, c, n, y, native, kept, native && !streams, smooth, with_metrics, &row);
+        if (pending) V(scale_pending)(task, batch, pending, c + n, native, streams);
+        V(add_block)(task, z, c, n, y, native, kept, kept && native && !streams, smooth, with_metrics, &row);
         if (with_metrics && row.ahead < most) row.ahead += V(ahead_in)(task, z, c, n, y, z_y, native, most - row.ahead);
-        if (pending) V(scale_pending)(task, pending, c + n, native, streams);
     }
     row.rest += V(acc_sum)(row.rests);
     if (with_metrics) row.moment += V(acc_sum)(row.moments);
@@ -308,10 +306,8 @@ static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i,
                           bool smooth) {
     const ptrdiff_t classes = task->call.classes, y = (ptrdiff_t)batch->y[i];
     const int dtype = task->call.grad.dtype;
-    const bool streams = batch->streams;
     char *grad = batch->grad[i];
-    REAL *kept = (REAL *)grad; /* the exponentials */
-    if (!native || streams) kept = batch->scratch + (streams ? i % 2 * scratch_row(classes) : 0);
+    REAL *kept = native && !batch->streams ? (REAL *)grad : batch->scratch; /* the exponentials */
     const V(row_sums) row = V(sum_row)(task, batch, i, kept, pending, native, smooth, false);
     const V(finished) f =
         V(finish)(task, true, V(set)(row.ref), V(set)(row.z_y), V(set)((REAL)(row.rest * SCALE_DOWN)),
@@ -320,7 +316,7 @@ static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i,
     const REAL target_grad = V(first_lane)(f.target_grad);
     batch->loss[i] = V(first_lane)(f.loss);
     if (pending) {
-        *pending = (V(pending)){grad, kept, factor, shift, target_grad, y, 0, {.next = grad}};
+        *pending = (V(pending)){grad, kept, factor, shift, target_grad, y, 0};
         return;
     }
     V(store_scaled)(grad, dtype, classes, kept, factor, shift);
@@ -448,7 +444,7 @@ static INLINE V(vec) V(row_max)(const REAL *z, ptrdiff_t classes, ptrdiff_t vect
 static INLINE void V(row_exps)(const REAL *z, REAL *e, ptrdiff_t classes, ptrdiff_t vectors, const REAL *minus_ref,
                                exp_form form, ptrdiff_t fetched, V(exp_sums) * sums) {
     for (ptrdiff_t c = 0; !vectors && fetched && c < classes; c += LANES) V(prefetch)(z + fetched + c, false);
-    if (!vectors) V(exp_part)(z, e, classes, -*minus_ref, form, sums);
+    if (!vectors) V(exp_part)(z, e, classes, -*minus_ref, form, false, sums);
     const V(vec) minus = V(set)(*minus_ref);
     for (ptrdiff_t v = 0; v < vectors; v++) {
         V(prefetch)(z + fetched + v * LANES, false);
@@ -580,10 +576,7 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
         }
     }
     if (!contiguous) return;
-    if (batch->stream.next != batch->grad[first]) {
-        stream_end(&batch->stream);
-        batch->stream.next = batch->grad[first];
-    }
+    stream_from(&batch->stream, batch->grad[first]);
     batch->streamed = 0;
     batch->scaled = n;
 }
@@ -712,7 +705,7 @@ typedef struct {
 /* A copy from where the classes are so many bytes apart. */
 static INLINE V(lane_copy)
     V(copy_of)(const char *from, int dtype, ptrdiff_t stride, ptrdiff_t classes, ptrdiff_t pairs, REAL *to) {
-    const ptrdiff_t bytes = pairs * 2 * LANES * dtype_size(dtype), lines = LINES_AHEAD * 64 / bytes;
+    const ptrdiff_t bytes = pairs * 2 * LANES * dtype_size(dtype), lines = LINES_AHEAD * LINE_BYTES / bytes;
     const ptrdiff_t ahead = lines < 1 ? 1 : lines < classes ? lines : classes;
     return (V(lane_copy)){
         from, to, dtype, pairs, 0, classes, stride - bytes, ahead * stride, ahead, (ahead - classes) * stride + bytes};
@@ -722,7 +715,8 @@ static INLINE void V(copy_pair)(V(lane_copy) * copy) {
     FOR_DTYPE(copy->dtype, {
         const ptrdiff_t bytes = LANES * dtype_size(D);
         for (ptrdiff_t k = 0; k < 2; k++) V(store)(copy->to + k * LANES, V(load_as)(copy->from + k * bytes, D));
-        for (ptrdiff_t line = 0; line < 2 * bytes; line += 64) __builtin_prefetch(copy->from + copy->fetched + line);
+        for (ptrdiff_t line = 0; line < 2 * bytes; line += LINE_BYTES)
+            __builtin_prefetch(copy->from + copy->fetched + line);
         copy->from += 2 * bytes;
     })
     copy->to += 2 * LANES;
@@ -741,6 +735,7 @@ typedef struct {
     ptrdiff_t z_stride, e_stride, grad_stride, classes;
     bool streams; /* the gradient is written past the caches; its lines are those of the vectors */
     V(lane_copy) * ahead;
+    const REAL *fetched, *fetched_grad; /* what to fetch meanwhile, as much as the vectors hold, or NULL */
     ptrdiff_t at, vectors, part;
 } V(lane_block);
 
@@ -775,12 +770,19 @@ static INLINE void V(lanes_max)(const V(lane_block) * block, const V(lane_batch)
     }
 }
 
+/* Asks for the cache lines of so many vectors, and returns where the next one is. */
+static INLINE const REAL *V(fetch_vectors)(const REAL *p, ptrdiff_t vectors, bool for_writing) {
+    for (ptrdiff_t k = 0; k < vectors; k++) V(prefetch)(p + k * LANES, for_writing);
+    return p + vectors * LANES;
+}
+
 /* The exponentials, kept where there is a gradient, and their sums. */
 static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out,
                                 ptrdiff_t width, bool smooth, bool with_grad, bool with_metrics) {
     const V(vec) zero = V(set)(0);
     const ptrdiff_t part = block->part, z_stride = block->z_stride, e_stride = block->e_stride;
     const bool flushes = block->classes > CLASS_BLOCK, copies = width == 2 && block->ahead;
+    const REAL *fetched = block->fetched, *fetched_grad = block->fetched_grad;
     V(lane_copy) copy = {0};
     if (copies) copy = *block->ahead;
     for (ptrdiff_t v = 0; v < block->vectors; v += width) {
@@ -822,6 +824,8 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
                     }
                 }
                 if (copies) V(copy_pair)(&copy);
+                if (fetched) fetched = V(fetch_vectors)(fetched, width, false);
+                if (fetched_grad) fetched_grad = V(fetch_vectors)(fetched_grad, width, true);
                 z += z_stride;
                 if (with_grad) kept += e_stride;
             }
@@ -1033,17 +1037,19 @@ static INLINE void V(short_rows)(const class_task *task, V(batch) * batch, ptrdi
     for (ptrdiff_t i = n; i < padded; i++) lanes.y[i] = (V(index))batch->y[first];
     for (ptrdiff_t from = 0; from < padded; from += LANES)
         V(rows_to_lanes)(rows + from * classes, classes, from + LANES == padded, tile + from);
+    const bool direct = with_grad && whole && V(adjacent)(batch->grad + first, n, bytes);
     const V(lane_block) block = {.z = tile,
                                  .e = tile,
                                  .grad = with_grad ? tile : NULL,
                                  .z_stride = LANE_TARGETS,
                                  .e_stride = LANE_TARGETS,
                                  .classes = classes,
+                                 .fetched = native ? (const REAL *)batch->z[first] + LANE_TARGETS * classes : NULL,
+                                 .fetched_grad = direct ? (const REAL *)batch->grad[first] : NULL,
                                  .vectors = padded / LANES};
     V(finished) f[LANE_VECTORS];
     V(lanes)(task, &block, &lanes, smooth, with_metrics, f);
     if (!with_grad) return;
-    const bool direct = whole && V(adjacent)(batch->grad + first, n, bytes);
     REAL *out = direct ? (REAL *)batch->grad[first] : packed;
     for (ptrdiff_t from = 0; from < padded; from += LANES)
         V(lanes_to_rows)(tile + from, classes, &f[from / LANES], V(int_load)(lanes.y + from), smooth,
@@ -1079,7 +1085,8 @@ static INLINE void V(index_rows_as)(const class_task *task, V(batch) * batch, bo
     } else if (with_grad && (native || batch->streams)) {
         V(pending) pending = {0};
         for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, &pending, native, smooth);
-        V(scale_pending)(task, &pending, classes, native, batch->streams);
+        for (ptrdiff_t c = 0; c < classes; c += BLOCK)
+            V(scale_pending)(task, batch, &pending, c + BLOCK < classes ? c + BLOCK : classes, native, batch->streams);
     } else if (with_grad) {
         for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, NULL, native, smooth);
     } else {

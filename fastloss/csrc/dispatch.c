@@ -1,5 +1,4 @@
 /* Chooses the kernels for this CPU, once. */
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,17 +22,26 @@ static int widest_isa(void) {
     return (b7 & avx512_f_dq_cd_bw_vl) == avx512_f_dq_cd_bw_vl && (saved & 0xe6) == 0xe6 ? 2 : 1;
 }
 
+static bool is_amd(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx && c == signature_AMD_ecx && d == signature_AMD_edx;
+}
+
 static const fl_kernels *const all_kernels[] = {&fl_kernels_x86_64, &fl_kernels_x86_64_v3, &fl_kernels_x86_64_v4};
 static const char *const lists[] = {"x86-64", "x86-64 x86-64-v3", "x86-64 x86-64-v3 x86-64-v4"};
 #elif defined(__aarch64__)
 static int widest_isa(void) { return 0; }
+static bool is_amd(void) { return false; }
 static const fl_kernels *const all_kernels[] = {&fl_kernels_aarch64};
 static const char *const lists[] = {"aarch64"};
 #else
 static int widest_isa(void) { return 0; }
+static bool is_amd(void) { return false; }
 static const fl_kernels *const all_kernels[] = {&fl_kernels_generic};
 static const char *const lists[] = {"generic"};
 #endif
+
+_Atomic bool fl_fetches_pages = true;
 
 static const fl_kernels refused;
 static _Atomic(const fl_kernels *) chosen;
@@ -50,6 +58,7 @@ const fl_kernels *fl_kernels_in_use(void) {
             for (int i = 0; i <= widest; i++)
                 if (strcmp(all_kernels[i]->name, name) == 0) kernels = all_kernels[i];
         }
+        atomic_store_explicit(&fl_fetches_pages, !is_amd(), memory_order_relaxed);
         atomic_store_explicit(&chosen, kernels, memory_order_release);
     }
     return kernels == &refused ? NULL : kernels;

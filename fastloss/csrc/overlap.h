@@ -52,7 +52,7 @@ static void V(overlap_load)(const overlap_task *task, const fl_array *array, ptr
     if (task->call.inner > 1) {
         const char *p = V(overlap_at)(task, array, t, &stride);
         for (ptrdiff_t c = 0; c < classes; c++) {
-            for (ptrdiff_t line = 0; c + 1 < classes && line < n * size; line += 64)
+            for (ptrdiff_t line = 0; c + 1 < classes && line < n * size; line += LINE_BYTES)
                 __builtin_prefetch(p + (c + 1) * stride * size + line);
             if (is_mask)
                 V(numbers_block)(p + c * stride * size, array->dtype, 0, n, stage + c * width);
@@ -87,7 +87,7 @@ static void V(overlap_store)(const overlap_task *task, ptrdiff_t t, ptrdiff_t n,
         for (ptrdiff_t c = 0; c < classes; c++) {
             char *to = p + c * stride * size;
             if (streamed)
-                V(stream_scaled)((REAL *)to, 0, n, true, stage + c * width, 1, 0);
+                stream_block(to, stage + c * width, n * size);
             else
                 V(store_block)(to, grad->dtype, n, stage + c * width);
         }
@@ -109,7 +109,7 @@ static void V(overlap_store)(const overlap_task *task, ptrdiff_t t, ptrdiff_t n,
 static ptrdiff_t V(overlap_misaligned)(const overlap_task *task, ptrdiff_t t) {
     const fl_array *grad = &task->call.grad;
     ptrdiff_t stride;
-    return (ptrdiff_t)((uintptr_t)V(overlap_at)(task, grad, t, &stride) & 63) / dtype_size(grad->dtype);
+    return (ptrdiff_t)((uintptr_t)V(overlap_at)(task, grad, t, &stride) % LINE_BYTES) / dtype_size(grad->dtype);
 }
 
 /* The classes of n positions, -1 where ignored or past the end. False where one is out of range. */
@@ -406,7 +406,7 @@ static INLINE void V(mask_gradient)(const overlap_task *task, V(overlap_stage) *
 /* ---- More classes than a stage holds: one position at a time, in double ---------------------------------------- */
 
 static double V(number_at)(const char *p, int dtype, ptrdiff_t i) {
-    REAL block[64 / sizeof(REAL)];
+    REAL block[LINE_BYTES / sizeof(REAL)];
     V(numbers_block)(p, dtype, i, 1, block);
     return (double)block[0];
 }
@@ -529,7 +529,7 @@ static int V(overlap_tile)(const overlap_task *task, ptrdiff_t tile, const doubl
         /* A whole step's gradient need not pass through the stage. */
         s.out = !is_mask && s.n == width ? (REAL *)grad : NULL;
         s.out_stride = out_stride;
-        s.streams = s.out && streamed && (uintptr_t)grad % 64 == 0 && out_stride * out_size % 64 == 0;
+        s.streams = s.out && streamed && (uintptr_t)grad % LINE_BYTES == 0 && out_stride * out_size % LINE_BYTES == 0;
         if (!slopes && is_mask)
             V(gather_mask)(task, &s, sums, call->squared);
         else if (!slopes && call->squared)

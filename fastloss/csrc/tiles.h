@@ -123,8 +123,11 @@ static int V(row_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end, R
     REAL stage[STAGE];
     const bool native = V(is_native)(task), same_factors = V(same_factors)(task);
     bool streamed = streams_softmax(task);
-    if (!scratch && 2 * scratch_row(call->classes) > STAGE) streamed = false;
-    if (!scratch && scratch_row(call->classes) <= STAGE) scratch = stage;
+    if (!scratch && scratch_row(call->classes) > STAGE) streamed = false;
+    if (scratch) /* no vector of it is to be in two lines */
+        scratch = (REAL *)(((uintptr_t)scratch + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES);
+    else if (scratch_row(call->classes) <= STAGE)
+        scratch = stage;
     const bool plain = V(is_plain)(task) && (native || scratch || metrics);
     const ptrdiff_t out_size = dtype_size(call->grad.dtype);
     REAL *losses = call->losses, *lse = call->lse;
@@ -182,7 +185,7 @@ static int V(row_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end, R
 
 /* `count` positions of class c, from the first of them on. */
 static INLINE void V(fetch_class)(const char *z, ptrdiff_t c, ptrdiff_t stride, ptrdiff_t bytes) {
-    for (ptrdiff_t line = 0; line < bytes; line += 64) __builtin_prefetch(z + c * stride + line);
+    for (ptrdiff_t line = 0; line < bytes; line += LINE_BYTES) __builtin_prefetch(z + c * stride + line);
 }
 
 /* Classes a stride apart: targets [first, end) of position `outer`. Where the stride is a power of two, as in images,
@@ -207,17 +210,17 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
     const bool same_factors = V(same_factors)(task);
     /* Lines that are streamed in parts cost more than they spare: a step of each class has to begin where a line does.
      */
-    const bool streamed = staged && call->grad.dtype == NATIVE && streams_softmax(task) && out_stride % 64 == 0;
+    const bool streamed = staged && call->grad.dtype == NATIVE && streams_softmax(task) && out_stride % LINE_BYTES == 0;
     const char *written = grads ? grads + first * out_size : logits + first * in_size;
     /* The sum of the entropies depends on how a tile is cut into steps, and must not on where its arrays are. */
-    const ptrdiff_t in_line = metrics ? 0 : (ptrdiff_t)((uintptr_t)written & 63) / (grads ? out_size : in_size);
+    const ptrdiff_t in_line = metrics ? 0 : (ptrdiff_t)((uintptr_t)written % LINE_BYTES) / (grads ? out_size : in_size);
     /* What the kernels see: the stage, or the arrays themselves. */
     const int z_dtype = staged ? NATIVE : call->logits.dtype, grad_dtype = staged ? NATIVE : call->grad.dtype;
     const ptrdiff_t z_stride = staged ? LANE_TARGETS * real : in_stride;
     const ptrdiff_t grad_stride = staged ? LANE_TARGETS * real : out_stride;
     /* Whether there is room to copy the logits of one step while those of another are computed with. */
     const bool copies_ahead = plain && 2 * classes * LANE_TARGETS <= STAGE && !(call->label_smoothing > 0);
-    const ptrdiff_t classes_ahead = LINES_AHEAD * 64 / (LANE_TARGETS * in_size);
+    const ptrdiff_t classes_ahead = LINES_AHEAD * LINE_BYTES / (LANE_TARGETS * in_size);
     bool copied = false;
     REAL *stage = stages;
     double sums[LOSS_SUMS] = {0};
@@ -292,7 +295,7 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
         if (metrics) V(add_metrics)(task, batch.entropy, batch.ahead, counted, metrics);
         for (ptrdiff_t c = 0; staged && grad && !direct && c < classes; c++) {
             if (streamed)
-                V(stream_scaled)((REAL *)(grad + c * out_stride), 0, n, true, stage + c * LANE_TARGETS, 1, 0);
+                stream_block(grad + c * out_stride, stage + c * LANE_TARGETS, n * out_size);
             else
                 V(store_block)(grad + c * out_stride, call->grad.dtype, n, stage + c * LANE_TARGETS);
         }

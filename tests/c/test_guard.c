@@ -209,6 +209,46 @@ static void test_cross_entropy(int dtype, ptrdiff_t n, ptrdiff_t classes, ptrdif
     }
 }
 
+/* One tile of rows of a gradient that is written past the caches; the others, which are not computed, need not exist.
+ */
+static void test_streamed(int dtype, ptrdiff_t classes, int with_ignored) {
+    static char kept_grad[CAPACITY], source[CAPACITY];
+    const ptrdiff_t size = (ptrdiff_t)size_of(dtype);
+    ptrdiff_t rows = ((32 << 20) / size / classes + 63) / 64 * 64, tiles = 0;
+    double kept_loss = 0;
+    fill(source, dtype, (ptrdiff_t)CAPACITY / size, 1);
+    for (int at_end = 1; at_end >= 0; at_end--) {
+        snprintf(description, sizeof description, "streamed, dtype %d, %ld x %ld", dtype, (long)rows, (long)classes);
+        fl_class_call call = fl_class_call_init();
+        int64_t none[2];
+        call.n[0] = 1;
+        call.classes = classes;
+        call.logits = call.grad = (fl_array){none, dtype, {0, classes}, 1};
+        call.grad.data = none + 1; /* not in place */
+        call.target = none;
+        call.target_dtype = FL_I64;
+        call.normalizer = 1;
+        /* Tiles of equal size: they have 8 rows or a multiple of 64. */
+        for (call.n[1] = rows; fl_class_tiles(&call, &tiles) == FL_OK && rows % tiles != 0;) call.n[1] = rows += 64;
+        const ptrdiff_t per_tile = rows / tiles, before = at_end ? rows - per_tile : 0;
+        const size_t bytes = (size_t)(per_tile * classes * size), scratch_bytes = fl_class_scratch(&call);
+        char *z = place(Z, bytes, at_end), *grad = place(GRAD, bytes, at_end);
+        int64_t *target = (int64_t *)place(TARGET, (size_t)per_tile * sizeof *target, at_end);
+        void *scratch = place(SCRATCH, (scratch_bytes + 7) / 8 * 8, at_end);
+        memcpy(z, source, bytes);
+        for (ptrdiff_t i = 0; i < per_tile; i++)
+            target[i] = with_ignored && i % 5 == 3 ? -100 : (i * 7 + classes - 1) % classes;
+        call.logits.data = (void *)((uintptr_t)z - (uintptr_t)(before * classes * size));
+        call.grad.data = (void *)((uintptr_t)grad - (uintptr_t)(before * classes * size));
+        call.target = (const void *)((uintptr_t)target - (uintptr_t)before * sizeof *target);
+        double loss = NAN;
+        if (fl_class_tile(&call, at_end ? tiles - 1 : 0, scratch, &loss) != FL_OK) fail("refused");
+        same_as_before(&loss, sizeof loss, at_end, (char *)&kept_loss, "the loss differs");
+        same_as_before(grad, bytes, at_end, kept_grad, "the gradients differ");
+        cases++;
+    }
+}
+
 static void test_softmax(int dtype, ptrdiff_t n, ptrdiff_t classes, ptrdiff_t inner) {
     const ptrdiff_t size = n * classes * inner;
     for (int kind = FL_SOFTMAX; kind <= FL_ENTROPY; kind++) {
@@ -471,6 +511,12 @@ int main(void) {
             test_softmax(dtype, 3, more_classes[c], 1);
         }
         for (int s = 0; s < sets; s++) test_cross_entropy(dtype, 2, 40000, 1, option_sets[s]);
+        for (int c = 0; c < 14; c++) {
+            test_streamed(dtype, more_classes[c], 0);
+            test_streamed(dtype, more_classes[c], 1);
+        }
+        test_streamed(dtype, 10, 0);
+        test_streamed(dtype, 5003, 0);
         for (int p = 0; p < 13; p++) {
             for (ptrdiff_t classes = 1; classes <= 22; classes += 3) {
                 for (int s = 0; s < sets; s++) test_cross_entropy(dtype, 2, classes, positions[p], option_sets[s]);
