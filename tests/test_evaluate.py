@@ -27,13 +27,16 @@ def plain(logits, target, ks, axis, ignore_index=-100):
 
 def test_classes_far_behind_the_target_rank_in_front(engine):
     """Long rows are read in blocks; in most of them nothing is above the target."""
-    logits = np.zeros((3, 1500), np.float32)
+    logits = np.zeros((5, 1500), np.float32)
     logits[:, 5] = 2
     logits[0, [600, 1400]] = 3, 4
     logits[1, 1023] = 2  # equal, but behind
     logits[2, [0, 1499]] = 2, 3  # equal and in front; above
-    result = fl.evaluate(logits, np.array([5, 5, 5]), topk=(1, 2, 3), engine=engine)
-    assert result.topk == {1: 1 / 3, 2: 1 / 3, 3: 1.0}
+    logits[3:, 5] = 0
+    logits[3, [700, 1400]] = 2  # equal and in front, in a block in which none is above
+    logits[4, [1400, 1401]] = 2  # equal, but behind
+    result = fl.evaluate(logits, np.array([5, 5, 5, 1400, 1400]), topk=(1, 2, 3), engine=engine)
+    assert result.topk == {1: 2 / 5, 2: 3 / 5, 3: 1.0}
 
 
 @every_dtype

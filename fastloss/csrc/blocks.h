@@ -171,7 +171,7 @@ typedef struct {
     bool padded;                /* where there is room for whole vectors */
     bool has_target;            /* sums leave out one element */
     bool starts;                /* sums are 0 */
-    bool fetches, fetches_kept; /* what lies ahead of z, or of e */
+    bool fetches, fetches_kept; /* what lies ahead of z; of e too, where both stay in the caches */
     bool distances, moments, ranks;
 } exp_form;
 #endif
@@ -246,14 +246,14 @@ static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL re
     const char *z = logits;
     ptrdiff_t i = 0;
     for (; i + group <= n; i += group) {
-        if (form.fetches) fetch_ahead(z + i * size, group * size, pages);
+        if (form.fetches) fetch_ahead(z + i * size, group * size, form.fetches_kept || pages);
         if (form.fetches_kept) fetch_ahead_for_writing(e + i);
         for (ptrdiff_t k = i; k < i + group; k += LANES) {
             const V(vec) value = V(load_as)(z + k * size, form.dtype), x = V(add)(minus, value);
             V(exp_step)(value, x, x, form.keeps ? e + k : NULL, LANES, form, !form.quick, k, (k - i) / LANES % 2, sums);
         }
     }
-    if (form.fetches && i < n) fetch_ahead(z + i * size, group * size, pages);
+    if (form.fetches && i < n) fetch_ahead(z + i * size, group * size, form.fetches_kept || pages);
     if (form.fetches_kept && i < n) fetch_ahead_for_writing(e + i);
     for (; i < whole; i += LANES) {
         const V(vec) value = V(load_as)(z + i * size, form.dtype), x = V(add)(minus, value);
@@ -274,21 +274,6 @@ static INLINE bool V(in_range)(V(vec) sum, V(int) positions) {
     const V(vec) high = V(set)((REAL)((uint64_t)1 << EXP_SCALE_BITS) * (1 << 23));
     const V(int) upper = V(int_and)(positions, V(int_set)(~EXP_POSITIONS));
     return V(set_lanes)(V(int_eq)(upper, V(int_set)(0))) == ALL_LANES && V(set_lanes)(V(lt)(sum, high)) == ALL_LANES;
-}
-
-/* How many of n numbers are above the limit. */
-static INLINE V(vec) V(count_above)(const REAL *z, ptrdiff_t n, V(vec) limit, V(vec) count) {
-    V(vec) other = V(set)(0);
-    ptrdiff_t i = 0;
-    for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        count = V(count_where)(V(lt)(limit, V(load)(z + i)), count);
-        other = V(count_where)(V(lt)(limit, V(load)(z + i + LANES)), other);
-    }
-    for (; i < n; i += LANES) {
-        const V(vec) value = n - i < LANES ? V(load_part)(z + i, n - i, -INFINITY) : V(load)(z + i);
-        other = V(count_where)(V(lt)(limit, value), other);
-    }
-    return V(add)(count, other);
 }
 
 /* The forms for blocks of long rows, each a function of its own: the quick ones that most blocks take, a quick one for
@@ -318,7 +303,9 @@ EXP_FORM(exp_kept, .quick = true, .keeps = true)
 EXP_FORM(exp_kept_and_fetched, .quick = true, .keeps = true, .fetches_kept = true)
 EXP_FORM(exp_moments, .quick = true, .moments = true)
 EXP_FORM(exp_others, .quick = true, .has_target = true, .distances = true, .moments = true)
-EXP_FORM(exp_others_kept, .quick = true, .keeps = true, .fetches_kept = true, .has_target = true, .distances = true)
+EXP_FORM(exp_others_kept, .quick = true, .keeps = true, .has_target = true, .distances = true)
+EXP_FORM(exp_others_kept_and_fetched, .quick = true, .keeps = true, .fetches_kept = true, .has_target = true,
+         .distances = true)
 EXP_FORM(exp_clamped, .has_target = true, .distances = true, .moments = true)
 EXP_FORM(exp_clamped_kept, .keeps = true, .fetches_kept = true, .has_target = true, .distances = true)
 

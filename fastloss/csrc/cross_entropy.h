@@ -105,19 +105,27 @@ static INLINE V(finished) V(finish)(const class_task *task, bool options, V(vec)
 /* ---- By-products: how many classes rank in front of the target, and the entropy -------------------------------- */
 
 /* How many of n logits rank in front of number y, whose logit is z_y: those above it, and equal ones of earlier
- * classes. y may be outside. Counts no further than to `enough`. */
+ * classes. y may be outside. Counts no further than to `enough`, or little more. */
 static LOOP REAL V(count_ahead)(const REAL *z, ptrdiff_t n, ptrdiff_t y, REAL z_y, REAL enough) {
     const V(vec) at = V(set)(z_y), below = V(below)(at);
-    const ptrdiff_t before = y < 0 ? 0 : y < n ? y : n, step = 8 * LANES;
-    REAL total = 0;
-    for (ptrdiff_t c = 0; c < n && total < enough; c += step) {
-        const ptrdiff_t end = c + step < n ? c + step : n, first = before > c ? before < end ? before : end : c;
-        V(acc) acc = V(acc_zero)();
-        V(acc_add)(&acc, V(count_above)(z + c, first - c, below, V(set)(0)));
-        V(acc_add)(&acc, V(count_above)(z + first, end - first, at, V(set)(0)));
-        total += (REAL)V(acc_sum)(acc);
+    const ptrdiff_t step = 8 * LANES, most = (ptrdiff_t)enough;
+    V(ranking) rank = {NULL, 0, 0};
+    REAL limit[2 * LANES];
+    V(store)(limit, below);
+    V(store)(limit + LANES, at);
+    rank.limit = limit;
+    rank.own = y & ~(ptrdiff_t)(LANES - 1);
+    ptrdiff_t c = 0;
+    while (c + step <= n && rank.ahead < most)
+        for (const ptrdiff_t end = c + step; c < end; c += LANES) V(rank_step)(&rank, V(load)(z + c), c);
+    for (; c < n && rank.ahead < most; c += LANES)
+        V(rank_step)(&rank, n - c < LANES ? V(load_part)(z + c, n - c, -INFINITY) : V(load)(z + c), c);
+    if (y >= 0 && y < n) {
+        const V(vec) own =
+            n - rank.own < LANES ? V(load_part)(z + rank.own, n - rank.own, -INFINITY) : V(load)(z + rank.own);
+        rank.ahead += count_lanes(V(set_lanes)(V(eq)(own, at)) & ((1u << (y - rank.own)) - 1));
     }
-    return total;
+    return (REAL)rank.ahead;
 }
 
 /* From so many on, it does not matter how many rank in front. */
@@ -197,8 +205,7 @@ static INLINE void V(add_block)(const class_task *task, const char *z, ptrdiff_t
     const int dtype = native ? NATIVE : task->call.logits.dtype;
     const char *p = z + c * dtype_size(dtype);
     REAL *e = kept ? kept + c : NULL;
-    /* What is near anyway is wanted in the first cache. */
-    const bool pages = fetches_kept || fetches_pages();
+    const bool pages = fetches_pages();
     V(block_sums) sums;
     bool done = false;
     if (!row->careful) {
@@ -207,7 +214,7 @@ static INLINE void V(add_block)(const class_task *task, const char *z, ptrdiff_t
                     : with_moments ? V(exp_moments)
                                    : V(exp_added))(dtype, p, e, n, row->ref, pages, y - c, &sums);
         else
-            done = (smooth || here ? V(exp_others_kept)
+            done = (smooth || here ? (fetches_kept ? V(exp_others_kept_and_fetched) : V(exp_others_kept))
                     : fetches_kept ? V(exp_kept_and_fetched)
                                    : V(exp_kept))(dtype, p, e, n, row->ref, pages, y - c, &sums);
     }
@@ -225,7 +232,7 @@ static INLINE void V(add_block)(const class_task *task, const char *z, ptrdiff_t
 
 /* A row whose exponentials are made and whose gradient is still to be scaled. That happens while the next row's
  * exponentials are made: its steps do not wait for this row's sums, and where the gradient is streamed, memory takes
- * the one while it gives the other. A block is scaled before the next row's exponentials may take its place. */
+ * the one while it gives the other. A streamed one is scaled block by block before the next row takes its place. */
 typedef struct {
     char *grad;    /* NULL: there is none */
     const REAL *e; /* in scratch, or the gradient itself */
@@ -267,8 +274,10 @@ static INLINE REAL V(ahead_in)(const class_task *task, const char *z, ptrdiff_t 
         p = (const REAL *)z + c;
     else
         V(load_block)(z + c * dtype_size(task->call.logits.dtype), task->call.logits.dtype, n, -INFINITY, block);
-    const bool none = !V(any)(V(lt)(V(below)(V(set)(z_y)), V(max_block)(p, n)));
-    return none ? 0 : V(count_ahead)(p, n, y - c, z_y, enough);
+    /* Of the first block, a part tells of most rows that enough rank in front; of the others, of most rows none does.
+     */
+    if (c > 0 && !V(any)(V(lt)(V(below)(V(set)(z_y)), V(max_block)(p, n)))) return 0;
+    return V(count_ahead)(p, n, y - c, z_y, enough);
 }
 
 static INLINE V(row_sums) V(new_row)(const class_task *task, const char *z, REAL z_y, bool native, bool careful) {
@@ -291,9 +300,10 @@ static INLINE V(row_sums) V(sum_row)(const class_task *task, V(batch) * batch, p
     V(row_sums) row = V(new_row)(task, z, z_y, native, (const char *)kept == z); /* in place there is no second try */
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
         const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
-        if (pending) V(scale_pending)(task, batch, pending, c + n, native, streams);
+        if (pending && streams) V(scale_pending)(task, batch, pending, c + n, native, true);
         V(add_block)(task, z, c, n, y, native, kept, kept && native && !streams, smooth, with_metrics, &row);
         if (with_metrics && row.ahead < most) row.ahead += V(ahead_in)(task, z, c, n, y, z_y, native, most - row.ahead);
+        if (pending && !streams) V(scale_pending)(task, batch, pending, c + n, native, false);
     }
     row.rest += V(acc_sum)(row.rests);
     if (with_metrics) row.moment += V(acc_sum)(row.moments);
