@@ -376,8 +376,8 @@ def test_more_elements_than_32_bits_count():
 @pytest.mark.parametrize(
     ("dtype", "classes"),
     [
-        (np.float32, 37), (np.float32, 100), (np.float32, 300), (np.float32, 32771), (np.float64, 5003),
-        (np.float16, 301), (np.float16, 5003), (BFLOAT16, 5003),
+        (np.float32, 10), (np.float32, 16), (np.float32, 37), (np.float32, 100), (np.float32, 300), (np.float32, 32771),
+        (np.float64, 16), (np.float64, 5003), (np.float16, 301), (np.float16, 5003), (BFLOAT16, 5003),
     ],
 )  # fmt: skip
 def test_large_gradients_of_rows(engine, dtype, classes, smoothing):

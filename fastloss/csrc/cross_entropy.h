@@ -428,8 +428,11 @@ static INLINE void V(rows_without_grad)(const class_task *task, V(batch) * batch
 #undef ONE_BLOCK_ROW
 #undef ROW_GROUPS
 #undef ROW_STAGE
+#undef STREAMED_CLASSES
 /* Up to here, rows are transposed: see below. */
 #define SHORT_ROW 16
+/* From here on, short rows are streamed: of fewer classes, putting them together costs more than memory spares. */
+#define STREAMED_CLASSES (VEC_BYTES == 64 ? 8 : 16)
 /* Up to here, as many rows as a vector has lanes fit into the first-level cache, with their gradients. */
 #define ONE_BLOCK_ROW 256
 /* Groups of LANES rows at a time: the steps that finish one group wait for each other, and those of the others fill the
@@ -1047,7 +1050,8 @@ static INLINE void V(short_rows)(const class_task *task, V(batch) * batch, ptrdi
     for (ptrdiff_t i = n; i < padded; i++) lanes.y[i] = (V(index))batch->y[first];
     for (ptrdiff_t from = 0; from < padded; from += LANES)
         V(rows_to_lanes)(rows + from * classes, classes, from + LANES == padded, tile + from);
-    const bool direct = with_grad && whole && V(adjacent)(batch->grad + first, n, bytes);
+    const bool contiguous = with_grad && whole && V(adjacent)(batch->grad + first, n, bytes);
+    const bool streams = contiguous && batch->streams && classes >= STREAMED_CLASSES, direct = contiguous && !streams;
     const V(lane_block) block = {.z = tile,
                                  .e = tile,
                                  .grad = with_grad ? tile : NULL,
@@ -1064,7 +1068,12 @@ static INLINE void V(short_rows)(const class_task *task, V(batch) * batch, ptrdi
     for (ptrdiff_t from = 0; from < padded; from += LANES)
         V(lanes_to_rows)(tile + from, classes, &f[from / LANES], V(int_load)(lanes.y + from), smooth,
                          out + from * classes);
-    if (!direct) V(unpack_rows)(task, packed, n, batch->grad + first);
+    if (streams) {
+        stream_from(&batch->stream, batch->grad[first]);
+        stream_next(&batch->stream, packed, n * bytes);
+    } else if (!direct) {
+        V(unpack_rows)(task, packed, n, batch->grad + first);
+    }
 }
 
 static INLINE void V(index_rows_as)(const class_task *task, V(batch) * batch, bool native, bool smooth,
