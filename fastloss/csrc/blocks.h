@@ -407,6 +407,7 @@ static INLINE void stream_end(line_stream *stream) {
     stream->kept = 0;
 }
 
+/* One block that no other follows. */
 static INLINE void stream_block(char *p, const void *block, ptrdiff_t bytes) {
     line_stream stream = {p, 0, {0}};
     stream_next(&stream, block, bytes);

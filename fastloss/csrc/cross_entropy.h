@@ -109,12 +109,10 @@ static INLINE V(finished) V(finish)(const class_task *task, bool options, V(vec)
 static LOOP REAL V(count_ahead)(const REAL *z, ptrdiff_t n, ptrdiff_t y, REAL z_y, REAL enough) {
     const V(vec) at = V(set)(z_y), below = V(below)(at);
     const ptrdiff_t step = 8 * LANES, most = (ptrdiff_t)enough;
-    V(ranking) rank = {NULL, 0, 0};
     REAL limit[2 * LANES];
     V(store)(limit, below);
     V(store)(limit + LANES, at);
-    rank.limit = limit;
-    rank.own = y & ~(ptrdiff_t)(LANES - 1);
+    V(ranking) rank = {limit, y & ~(ptrdiff_t)(LANES - 1), 0};
     ptrdiff_t c = 0;
     while (c + step <= n && rank.ahead < most)
         for (const ptrdiff_t end = c + step; c < end; c += LANES) V(rank_step)(&rank, V(load)(z + c), c);

@@ -230,8 +230,10 @@ static void test_streamed(int dtype, ptrdiff_t classes, int with_ignored) {
         call.normalizer = 1;
         /* Tiles of equal size: they have 8 rows or a multiple of 64. */
         for (call.n[1] = rows; fl_class_tiles(&call, &tiles) == FL_OK && rows % tiles != 0;) call.n[1] = rows += 64;
+        if (tiles == 0) fail("refused");
         const ptrdiff_t per_tile = rows / tiles, before = at_end ? rows - per_tile : 0;
         const size_t bytes = (size_t)(per_tile * classes * size), scratch_bytes = fl_class_scratch(&call);
+        if (scratch_bytes == 0) fail("not streamed");
         char *z = place(Z, bytes, at_end), *grad = place(GRAD, bytes, at_end);
         int64_t *target = (int64_t *)place(TARGET, (size_t)per_tile * sizeof *target, at_end);
         void *scratch = place(SCRATCH, (scratch_bytes + 7) / 8 * 8, at_end);
