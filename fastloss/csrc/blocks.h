@@ -48,19 +48,22 @@ static const V(index) V(numbers)[BLOCK] = {NUMBERS_256(0), NUMBERS_256(256)};
 /* What a step of a loop reads: one line for each page. */
 #define GROUP_BYTES (FETCHED_PAGES * LINE_BYTES)
 
-/* While `bytes` of lines at p are used, a group or half of one, fetches as many: of each of the FETCHED_PAGES pages
- * after those that hold p one, where memory gives more of several pages at once: a prefetcher follows each of them, and
- * none goes past the end of its page. Or just as many further on, and no nearer than the second-level cache. */
+/* How far ahead of p what was fetched into the second-level cache moves on to the first. */
+#define NEAR_BYTES 512
+
+/* While `bytes` of lines at p are used, a group or half of one, fetches as many into the second-level cache: of each of
+ * the FETCHED_PAGES pages after those that hold p one, where memory gives more of several pages at once: a prefetcher
+ * follows each of them, and none goes past the end of its page. Or just as many further on. From several pages, lines
+ * come late for the first-level cache's own prefetcher, and are fetched again from near. */
 static INLINE void fetch_ahead(const void *p, ptrdiff_t bytes, bool pages) {
     const uintptr_t at = (uintptr_t)p, window = FETCHED_PAGES * PAGE_BYTES, used = at % window;
     const char *line = (const char *)(at - used + window + used / GROUP_BYTES * LINE_BYTES);
     const ptrdiff_t first = (ptrdiff_t)(used % GROUP_BYTES) / bytes * bytes / LINE_BYTES;
-    if (pages)
-        for (ptrdiff_t page = first; page < first + bytes / LINE_BYTES; page++)
-            __builtin_prefetch(line + page * PAGE_BYTES);
-    else
-        for (ptrdiff_t i = 0; i < bytes; i += LINE_BYTES)
-            __builtin_prefetch((const char *)p + 2 * PAGE_BYTES + i, 0, 2);
+    for (ptrdiff_t i = 0; i < bytes / LINE_BYTES; i++) {
+        const char *next = (const char *)p + i * LINE_BYTES;
+        __builtin_prefetch(pages ? line + (first + i) * PAGE_BYTES : next + 2 * PAGE_BYTES, 0, 2);
+        if (pages) __builtin_prefetch(next + NEAR_BYTES);
+    }
 }
 static INLINE bool fetches_pages(void) { return atomic_load_explicit(&fl_fetches_pages, memory_order_relaxed); }
 /* Line after line: of what is written, several pages at once gain nothing. */

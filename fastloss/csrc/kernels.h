@@ -50,8 +50,9 @@ typedef struct {
  * one and a half times the 32 MiB that last-level caches have at best. */
 #define STREAM_BYTES (24 << 20)
 
-/* Rows a tile that the kernels for long rows would like, and how many tiles there have to be for that. */
-#define STREAMED_ROWS 8
+/* Rows a tile that the kernels for long rows would like, since nothing is computed while the last one is written, and
+ * how many tiles there have to be for that. */
+#define STREAMED_ROWS 16
 #define SHARED_TILES 64
 
 /* How many times as long the tiles of large images are: at their ends tiles share lines of the caches. */
