@@ -22,7 +22,8 @@
  *     rows_max, rows_sum       lane i of the result reduces vector i: as many vectors as lanes
  *     load_quads, store_quads  16 bytes from p, from p + stride, and so on
  *     transpose_quads          as many vectors as 16 bytes hold elements, each 16 bytes of them for itself
- *     load_f16, store_f16      half precision, rounded to nearest even; bf16 likewise */
+ *     load_f16, store_f16      half precision, rounded to nearest even; bf16 likewise, but of NaN only what
+ *                              arithmetic makes, whose bits are quiet */
 /* clang-format on */
 #include <immintrin.h>
 
@@ -162,13 +163,13 @@ static INLINE f_vec f_load_bf16(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
 }
 static INLINE void f_store_bf16(uint16_t *p, f_vec v) {
+    const __m128i upper_halves = _mm_setr_epi8(2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1);
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    const __m256i nan = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    const __m256i kept = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, nan, is_nan), 16);
-    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(kept, kept), 0x08);
+    const __m256i is_number = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_ORD_Q));
+    const __m256i half = _mm256_and_si256(is_number, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i kept = _mm256_shuffle_epi8(_mm256_add_epi32(bits, half), _mm256_broadcastsi128_si256(upper_halves));
+    const __m256i packed = _mm256_permute4x64_epi64(kept, 0x08);
     _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(packed));
 }
 

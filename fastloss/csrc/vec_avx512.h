@@ -128,11 +128,11 @@ static INLINE f_vec f_load_bf16(const uint16_t *p) {
 /* The upper halves of 32-bit lanes. */
 static const uint16_t upper_halves[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
 static INLINE void f_store_bf16(uint16_t *p, f_vec v) {
-    const __m512i bits = _mm512_castps_si512(v), half = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+    const __m512i bits = _mm512_castps_si512(v), below = _mm512_set1_epi32(0x7fff), above = _mm512_set1_epi32(0x8000);
     const __mmask16 is_odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
-    const __m512i rounded = _mm512_mask_add_epi32(half, is_odd, half, _mm512_set1_epi32(1));
-    const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    const __m512i kept = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
+    const __mmask16 is_number = _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q);
+    const __m512i half = _mm512_mask_blend_epi32(is_odd, below, above);
+    const __m512i kept = _mm512_mask_add_epi32(bits, is_number, bits, half);
     const __m512i packed = _mm512_permutexvar_epi16(_mm512_loadu_si512(upper_halves), kept);
     _mm256_storeu_si256((__m256i *)p, _mm512_castsi512_si256(packed));
 }

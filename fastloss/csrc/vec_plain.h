@@ -216,7 +216,6 @@ static INLINE f_vec f_load_bf16(const uint16_t *p) {
 }
 static INLINE void f_store_bf16(uint16_t *p, f_vec v) {
     const f_bits_vec bits = (f_bits_vec)v;
-    const f_bits_vec rounded = bits + ((bits >> 16 & 1) + 0x7fff);
-    const f_int kept = (f_int)f_select((f_mask)(v == v), (f_vec)rounded, (f_vec)(bits | 0x400000));
-    for (int i = 0; i < 4; i++) p[i] = (uint16_t)((uint32_t)kept[i] >> 16);
+    const f_bits_vec kept = bits + (((bits >> 16 & 1) + 0x7fff) & (f_bits_vec)(v == v));
+    for (int i = 0; i < 4; i++) p[i] = (uint16_t)(kept[i] >> 16);
 }
