@@ -108,7 +108,7 @@ static INLINE V(finished) V(finish)(const class_task *task, bool options, V(vec)
  * classes. y may be outside. Counts no further than to `enough`, or little more. */
 static LOOP REAL V(count_ahead)(const REAL *z, ptrdiff_t n, ptrdiff_t y, REAL z_y, REAL enough) {
     const V(vec) at = V(set)(z_y), below = V(below)(at);
-    const ptrdiff_t step = 8 * LANES, most = (ptrdiff_t)enough;
+    const ptrdiff_t step = 4 * LANES, most = (ptrdiff_t)enough;
     REAL limit[2 * LANES];
     V(store)(limit, below);
     V(store)(limit + LANES, at);
@@ -118,7 +118,7 @@ static LOOP REAL V(count_ahead)(const REAL *z, ptrdiff_t n, ptrdiff_t y, REAL z_
         for (const ptrdiff_t end = c + step; c < end; c += LANES) V(rank_step)(&rank, V(load)(z + c), c);
     for (; c < n && rank.ahead < most; c += LANES)
         V(rank_step)(&rank, n - c < LANES ? V(load_part)(z + c, n - c, -INFINITY) : V(load)(z + c), c);
-    if (y >= 0 && y < n) {
+    if (rank.ahead < most && y >= 0 && y < n) {
         const V(vec) own =
             n - rank.own < LANES ? V(load_part)(z + rank.own, n - rank.own, -INFINITY) : V(load)(z + rank.own);
         rank.ahead += count_lanes(V(set_lanes)(V(eq)(own, at)) & ((1u << (y - rank.own)) - 1));
