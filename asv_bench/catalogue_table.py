@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from table import Figure, print_figures
+from table import Figure, chosen, print_figures
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -117,8 +117,7 @@ def main() -> None:
     arguments = parser.parse_args()
     processes.take_cpus(arguments.threads)
     torch.set_num_threads(arguments.threads)
-    makers = groups(arguments.threads)
-    makers = {name: maker for name, maker in makers.items() if not arguments.only or name in arguments.only}
+    makers = chosen(groups(arguments.threads), arguments.only)
     rows = []
     with tqdm(total=arguments.rounds * len(makers), unit="round", file=sys.stderr) as bar:
         for name, maker in makers.items():

@@ -4,6 +4,9 @@
 
 Each number of threads is a process of its own that has as many CPUs, where everything takes turns: fastloss into a
 reused buffer, the parallel copy, and the peers that are installed. Figures are ratios of medians. It takes minutes.
+
+With --isa, peers keep what the CPU has. To hold them to AVX2 as well, ATEN_CPU_CAPABILITY=avx2 is for torch, and
+XLA_FLAGS=--xla_cpu_max_isa=AVX2 for JAX.
 """
 
 from __future__ import annotations
@@ -95,6 +98,14 @@ def calls_group(threads: int) -> dict[str, calls.Call]:
     return group
 
 
+def chosen(groups: dict[str, Any], only: list[str]) -> dict[str, Any]:
+    """Those that --only names, or all."""
+    for name in only:
+        if name not in groups:
+            sys.exit(f"--only {name!r}: no such measurement; there are {', '.join(map(repr, groups))}")
+    return {name: make for name, make in groups.items() if not only or name in only}
+
+
 def measure(threads: int, rounds: int, only: list[str]) -> dict[str, Any]:
     halves = ("float32", "float16", "bfloat16")
     groups: dict[str, Callable[[], dict[str, calls.Call]]] = {"calls": partial(calls_group, threads)}
@@ -102,7 +113,7 @@ def measure(threads: int, rounds: int, only: list[str]) -> dict[str, Any]:
     groups |= {f"{name}, variants": partial(variants_group, name, threads) for name in LARGE}
     for name, dtypes in (("4096 x 1000", ("float64",)), ("1024 x 32000", ("float64",)), ("1024 x 32000", halves)):
         groups[f"{name}, {dtypes[-1]}"] = partial(dtypes_group, name, threads, dtypes)
-    groups = {name: make for name, make in groups.items() if not only or name in only}
+    groups = chosen(groups, only)
     times: Times = {}
     with tqdm(total=rounds * len(groups), unit="round", file=sys.stderr) as bar:
         for name, make in groups.items():

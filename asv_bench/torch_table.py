@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from table import chosen
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -173,7 +174,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     makers: dict[str, Callable[[], dict[str, Step]]] = {name: partial(losses, name) for name in ASKED}
     makers |= {"gpt": gpt, "alternating": alternating}
-    makers = {name: make for name, make in makers.items() if not arguments.only or name in arguments.only}
+    makers = chosen(makers, arguments.only)
     lines = [f"torch {torch.__version__}, {arguments.threads} threads", ""]
     lines.append(f"{'':<40}{'torch':>12}{'fastloss':>12}{'asked':>10}{'reached':>10}")
     with tqdm(total=arguments.rounds * len(makers), unit="round", file=sys.stderr) as bar:
