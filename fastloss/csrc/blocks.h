@@ -49,7 +49,7 @@ static const V(index) V(numbers)[BLOCK] = {NUMBERS_256(0), NUMBERS_256(256)};
 #define GROUP_BYTES (FETCHED_PAGES * LINE_BYTES)
 
 /* How far ahead of p what was fetched into the second-level cache moves on to the first. */
-#define NEAR_BYTES 512
+#define NEAR_BYTES 1024
 
 /* While `bytes` of lines at p are used, a group or half of one, fetches as many into the second-level cache: of each of
  * the FETCHED_PAGES pages after those that hold p one, where memory gives more of several pages at once: a prefetcher
@@ -69,7 +69,7 @@ static INLINE bool fetches_pages(void) { return atomic_load_explicit(&fl_fetches
 /* Line after line: of what is written, several pages at once gain nothing. */
 static INLINE void fetch_ahead_for_writing(const void *p) {
     for (int line = 0; line < FETCHED_PAGES; line++)
-        __builtin_prefetch((const char *)p + PAGE_BYTES + line * LINE_BYTES, 1);
+        __builtin_prefetch((const char *)p + PAGE_BYTES / 2 + line * LINE_BYTES, 1);
 }
 #endif
 
