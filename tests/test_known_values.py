@@ -156,8 +156,9 @@ def test_half_gradients_are_rounded_to_the_nearest(engine, dtype):
     _, grad = fl.nll_loss(logits, target, reduction="none", grad_output=weights, return_grad=True, engine=engine)
     assert np.array_equal(grad[:, 0].view(np.uint16), (-weights).astype(dtype).view(np.uint16))
 
-    lost = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0xFFC00000], np.uint32).view(np.float32)
-    _, grad = fl.nll_loss(logits[:4], target[:4], reduction="none", grad_output=lost, return_grad=True, engine=engine)
+    signalling = [0x7F800001, 0xFF800001, 0x7F80FFFF, 0xFF80FFFF]
+    lost = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0xFFC00000, *signalling], np.uint32).view(np.float32)
+    _, grad = fl.nll_loss(logits[:8], target[:8], reduction="none", grad_output=lost, return_grad=True, engine=engine)
     assert np.isnan(grad[:, 0].astype(np.float32)).all()
 
     every = np.arange(2**16, dtype=np.uint32).astype(np.uint16).view(dtype)

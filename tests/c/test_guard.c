@@ -228,7 +228,7 @@ static void test_streamed(int dtype, ptrdiff_t classes, int with_ignored) {
         call.target = none;
         call.target_dtype = FL_I64;
         call.normalizer = 1;
-        /* Tiles of equal size: they have 8 rows or a multiple of 64. */
+        /* Tiles of equal size. */
         for (call.n[1] = rows; fl_class_tiles(&call, &tiles) == FL_OK && rows % tiles != 0;) call.n[1] = rows += 64;
         if (tiles == 0) fail("refused");
         const ptrdiff_t per_tile = rows / tiles, before = at_end ? rows - per_tile : 0;
