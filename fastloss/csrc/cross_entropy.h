@@ -22,7 +22,7 @@ typedef struct {
     line_stream stream; /* of rows that lie behind each other */
     REAL *waiting;      /* those of them that are streamed while the next ones are computed, so that memory takes the
                            ones while it gives the others */
-    ptrdiff_t scaled, streamed; /* how many rows wait there, and how many of them no more */
+    ptrdiff_t scaled, streamed; /* how many rows there are, and how many of their elements wait no more */
     char *z[ROW_BATCH];
     char *grad[ROW_BATCH];  /* NULL: loss only */
     char *probs[ROW_BATCH]; /* not for the fast kernels */
@@ -60,6 +60,15 @@ static INLINE bool V(has_options)(const class_task *task) {
     return task->call.label_smoothing > 0 || task->call.z_loss > 0 || task->call.focal > 0;
 }
 
+/* What scales the gradients where no option has a part in it; rest and e_y are in units of e^m. */
+static INLINE V(finished) V(finish_scale)(V(vec) e_y, V(vec) rest, V(vec) a, V(vec) g) {
+    const V(vec) zero = V(set)(0), inverse = V(reciprocal)(V(add)(rest, e_y));
+    return (V(finished)){.factor = V(mul)(V(mul)(g, a), inverse),
+                         .target_grad = V(mul)(g, V(mul)(V(sub)(zero, V(mul)(a, rest)), inverse)),
+                         .shift = zero,
+                         .inverse = inverse};
+}
+
 /* rest is in units of e^m; distance_sum is the sum of m - z_c, where labels are smoothed. */
 static INLINE V(finished) V(finish)(const class_task *task, bool options, V(vec) m, V(vec) z_y, V(vec) rest,
                                     V(vec) distance_sum, V(vec) a, V(vec) s, V(vec) g) {
@@ -68,7 +77,8 @@ static INLINE V(finished) V(finish)(const class_task *task, bool options, V(vec)
     const REAL z_loss = options ? (REAL)task->call.z_loss : 0;
     const V(vec) one = V(set)(1);
     const V(vec) e_y = V(exp)(V(sub)(z_y, m));
-    const V(vec) inverse = V(reciprocal)(V(add)(rest, e_y));
+    V(finished) f = V(finish_scale)(e_y, rest, a, g);
+    const V(vec) inverse = f.inverse;
     const V(vec) log_sum = V(log1p_inverse)(V(add)(rest, V(sub)(e_y, one)), inverse);
     const V(vec) nll = V(add)(V(sub)(m, z_y), log_sum);
     V(vec) part = a, total = a, extra = V(set)(0);
@@ -87,15 +97,14 @@ static INLINE V(finished) V(finish)(const class_task *task, bool options, V(vec)
         loss = V(fma)(V(mul)(V(set)(z_loss), lse), lse, loss);
         extra = V(mul)(V(set)(2 * z_loss), lse);
     }
-    V(finished) f;
     f.loss = V(mul)(s, V(zero_times)(s, loss));
-    f.factor = V(mul)(V(mul)(g, options ? V(add)(total, extra) : total), inverse);
-    const V(vec) push = options ? V(mul)(extra, e_y) : V(set)(0);
-    const V(vec) pull = V(mul)(V(sub)(push, V(mul)(total, rest)), inverse);
-    f.target_grad = V(mul)(g, options ? V(add)(pull, V(set)(smoothing - u)) : pull);
-    f.shift = options ? V(mul)(g, V(set)(u)) : V(set)(0);
     f.log_sum = log_sum;
-    f.inverse = inverse;
+    if (options) {
+        const V(vec) pull = V(mul)(V(sub)(V(mul)(extra, e_y), V(mul)(total, rest)), inverse);
+        f.factor = V(mul)(V(mul)(g, V(add)(total, extra)), inverse);
+        f.target_grad = V(mul)(g, V(add)(pull, V(set)(smoothing - u)));
+        f.shift = V(mul)(g, V(set)(u));
+    }
     return f;
 }
 
@@ -174,7 +183,7 @@ static INLINE REAL V(max_of)(const class_task *task, const char *z, ptrdiff_t n,
 
 /* What is known of a row so far, in units of e^ref. */
 typedef struct {
-    REAL ref, z_y, ahead;
+    REAL ref, z_y, e_y, ahead;  /* e_y = e^(z_y - ref), where there is a gradient */
     bool careful;               /* blocks are no more tried without clamping */
     double rest, moment, sum_x; /* of what came before the reference jumped */
     V(acc) rests, moments, x_sums;
@@ -193,6 +202,7 @@ static void V(jump)(const class_task *task, const char *z, ptrdiff_t c, bool nat
     row->rests = row->moments = row->x_sums = V(acc_zero)();
     if (kept) V(scale_block)(kept, c, (REAL)shrink, 0);
     row->ref = next;
+    if (kept) row->e_y = V(first_lane)(V(exp)(V(set)(row->z_y - next)));
 }
 
 /* Adds the classes [c, c + n) of the row z, and keeps their exponentials. */
@@ -208,13 +218,18 @@ static INLINE void V(add_block)(const class_task *task, const char *z, ptrdiff_t
     bool done = false;
     if (!row->careful) {
         if (!kept)
-            done = (smooth || here ? V(exp_others)
-                    : with_moments ? V(exp_moments)
-                                   : V(exp_added))(dtype, p, e, n, row->ref, pages, y - c, &sums);
+            done = (smooth || (here && with_moments) ? V(exp_others_summed)
+                    : here                           ? V(exp_others)
+                    : with_moments                   ? V(exp_moments)
+                                                     : V(exp_added))(dtype, p, e, n, row->ref, pages, y - c, &sums);
+        else if (fetches_kept)
+            done = (smooth ? V(exp_others_summed_kept_and_fetched)
+                    : here ? V(exp_others_kept_and_fetched)
+                           : V(exp_kept_and_fetched))(dtype, p, e, n, row->ref, pages, y - c, &sums);
         else
-            done = (smooth || here ? (fetches_kept ? V(exp_others_kept_and_fetched) : V(exp_others_kept))
-                    : fetches_kept ? V(exp_kept_and_fetched)
-                                   : V(exp_kept))(dtype, p, e, n, row->ref, pages, y - c, &sums);
+            done = (smooth ? V(exp_others_summed_kept)
+                    : here ? V(exp_others_kept)
+                           : V(exp_kept))(dtype, p, e, n, row->ref, pages, y - c, &sums);
     }
     if (!done) {
         if (V(max_of)(task, p, n, native) > row->ref + JUMP)
@@ -278,12 +293,14 @@ static INLINE REAL V(ahead_in)(const class_task *task, const char *z, ptrdiff_t 
     return V(count_ahead)(p, n, y - c, z_y, enough);
 }
 
-static INLINE V(row_sums) V(new_row)(const class_task *task, const char *z, REAL z_y, bool native, bool careful) {
+static INLINE V(row_sums)
+    V(new_row)(const class_task *task, const char *z, REAL z_y, bool native, bool careful, bool with_grad) {
     const ptrdiff_t classes = task->call.classes;
     const REAL first = V(max_of)(task, z, classes < FIRST_LOGITS ? classes : FIRST_LOGITS, native);
-    const REAL ref = first > z_y ? first : z_y;
+    const REAL largest = first > z_y ? first : z_y, ref = largest > REAL_LOWEST ? largest : REAL_LOWEST;
+    const REAL e_y = with_grad ? V(first_lane)(V(exp)(V(set)(z_y - ref))) : 0;
     const V(acc) none = V(acc_zero)();
-    return (V(row_sums)){ref > REAL_LOWEST ? ref : REAL_LOWEST, z_y, 0, careful, 0, 0, 0, none, none, none};
+    return (V(row_sums)){ref, z_y, e_y, 0, careful, 0, 0, 0, none, none, none};
 }
 
 /* The sums of row i. pending: the row before, to be scaled meanwhile, or NULL. */
@@ -295,7 +312,8 @@ static INLINE V(row_sums) V(sum_row)(const class_task *task, V(batch) * batch, p
     const char *z = batch->z[i];
     const REAL z_y = native ? ((const REAL *)z)[y] : V(load_one)(z + y * size, task->call.logits.dtype);
     const REAL most = with_metrics ? V(most_ahead)(task) : 0;
-    V(row_sums) row = V(new_row)(task, z, z_y, native, (const char *)kept == z); /* in place there is no second try */
+    const bool careful = (const char *)kept == z; /* in place there is no second try */
+    V(row_sums) row = V(new_row)(task, z, z_y, native, careful, kept);
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
         const ptrdiff_t n = classes - c < BLOCK ? classes - c : BLOCK;
         if (pending && streams) V(scale_pending)(task, batch, pending, c + n, native, true);
@@ -309,20 +327,18 @@ static INLINE V(row_sums) V(sum_row)(const class_task *task, V(batch) * batch, p
     return row;
 }
 
-/* Loss and gradient. pending: NULL where the gradient is scaled at once. */
-static INLINE void V(row)(const class_task *task, V(batch) * batch, ptrdiff_t i, V(pending) * pending, bool native,
-                          bool smooth) {
+/* Makes a row whose sums are known the pending one. pending: NULL where it is scaled at once. */
+static INLINE void V(scale_row_of)(const class_task *task, V(batch) * batch, ptrdiff_t i, const V(row_sums) * row,
+                                   REAL *kept, V(pending) * pending, bool smooth) {
     const ptrdiff_t classes = task->call.classes, y = (ptrdiff_t)batch->y[i];
     const int dtype = task->call.grad.dtype;
     char *grad = batch->grad[i];
-    REAL *kept = native && !batch->streams ? (REAL *)grad : batch->scratch; /* the exponentials */
-    const V(row_sums) row = V(sum_row)(task, batch, i, kept, pending, native, smooth, false);
-    const V(finished) f =
-        V(finish)(task, true, V(set)(row.ref), V(set)(row.z_y), V(set)((REAL)(row.rest * SCALE_DOWN)),
-                  V(set)((REAL)-row.sum_x), V(set)(batch->a[i]), V(set)(batch->s[i]), V(set)(batch->g[i]));
+    const V(vec) rest = V(set)((REAL)(row->rest * SCALE_DOWN)), a = V(set)(batch->a[i]), g = V(set)(batch->g[i]);
+    const V(finished) f = V(has_options)(task) ? V(finish)(task, true, V(set)(row->ref), V(set)(row->z_y), rest,
+                                                           V(set)((REAL)-row->sum_x), a, V(set)(batch->s[i]), g)
+                                               : V(finish_scale)(V(set)(row->e_y), rest, a, g);
     const REAL factor = V(first_lane)(f.factor) * SCALE_DOWN, shift = smooth ? V(first_lane)(f.shift) : 0;
     const REAL target_grad = V(first_lane)(f.target_grad);
-    batch->loss[i] = V(first_lane)(f.loss);
     if (pending) {
         *pending = (V(pending)){grad, kept, factor, shift, target_grad, y, 0};
         return;
@@ -386,10 +402,12 @@ static INLINE void V(finish_all)(const class_task *task, const V(lane_sums) * su
         (V(has_options)(task) ? V(finish_optional) : V(finish_plain))(task, sums, vectors, batch, first, f);
 }
 
-/* ---- Long rows without gradients: LANE_TARGETS of them are finished at a time ---------------------------------- */
+/* ---- Long rows: the losses of LANE_TARGETS of them are finished at a time --------------------------------------- */
 
-static INLINE void V(rows_without_grad)(const class_task *task, V(batch) * batch, bool native, bool smooth,
-                                        bool with_metrics) {
+static INLINE void V(long_rows)(const class_task *task, V(batch) * batch, bool native, bool smooth, bool with_grad,
+                                bool with_metrics) {
+    const ptrdiff_t classes = task->call.classes;
+    V(pending) last = {0}, *pending = with_grad && (native || batch->streams) ? &last : NULL;
     for (ptrdiff_t first = 0; first < batch->count; first += LANE_TARGETS) {
         const ptrdiff_t n = batch->count - first < LANE_TARGETS ? batch->count - first : LANE_TARGETS;
         const ptrdiff_t vectors = (n + LANES - 1) / LANES;
@@ -399,8 +417,14 @@ static INLINE void V(rows_without_grad)(const class_task *task, V(batch) * batch
             for (ptrdiff_t k = 0; k < LANES; k++) {
                 /* The lanes past the last row hold zeros. */
                 V(row_sums) row = {0};
-                if (v * LANES + k < n)
-                    row = V(sum_row)(task, batch, first + v * LANES + k, NULL, NULL, native, smooth, with_metrics);
+                if (v * LANES + k < n) {
+                    const ptrdiff_t i = first + v * LANES + k;
+                    REAL *kept = !with_grad                  ? NULL
+                                 : native && !batch->streams ? (REAL *)batch->grad[i]
+                                                             : batch->scratch; /* the exponentials */
+                    row = V(sum_row)(task, batch, i, kept, pending, native, smooth, with_metrics);
+                    if (with_grad) V(scale_row_of)(task, batch, i, &row, kept, pending, smooth);
+                }
                 ref[k] = row.ref;
                 z_y[k] = row.z_y;
                 rest[k] = (REAL)(row.rest * SCALE_DOWN);
@@ -418,6 +442,8 @@ static INLINE void V(rows_without_grad)(const class_task *task, V(batch) * batch
         V(finished) f[LANE_VECTORS];
         V(finish_all)(task, &sums, vectors, batch, first, with_metrics, f);
     }
+    for (ptrdiff_t c = 0; pending && c < classes; c += BLOCK)
+        V(scale_pending)(task, batch, pending, c + BLOCK < classes ? c + BLOCK : classes, native, batch->streams);
 }
 
 /* ---- Rows of one block: one vector finishes as many of them as it has lanes ------------------------------------- */
@@ -432,7 +458,7 @@ static INLINE void V(rows_without_grad)(const class_task *task, V(batch) * batch
 /* From here on, short rows are streamed: of fewer classes, putting them together costs more than memory spares. */
 #define STREAMED_CLASSES (VEC_BYTES == 64 ? 8 : 16)
 /* Up to here, as many rows as a vector has lanes fit into the first-level cache, with their gradients. */
-#define ONE_BLOCK_ROW 256
+#define ONE_BLOCK_ROW 384
 /* Groups of LANES rows at a time: the steps that finish one group wait for each other, and those of the others fill the
  * time. Of longer rows there are as many groups as the stage holds. */
 #define ROW_GROUPS 4
@@ -487,21 +513,44 @@ static INLINE bool V(adjacent)(char *const row[], ptrdiff_t n, ptrdiff_t bytes) 
     return gaps == 0;
 }
 
-/* Streams waiting rows up to number `end`. */
+/* Streams waiting rows up to number `end`; where others follow, only up to the end of a line. */
 static INLINE void V(stream_waiting)(const class_task *task, V(batch) * batch, ptrdiff_t end) {
-    const ptrdiff_t classes = task->call.classes, n = (end < batch->scaled ? end : batch->scaled) - batch->streamed;
+    const ptrdiff_t classes = task->call.classes, size = (ptrdiff_t)sizeof(REAL);
+    ptrdiff_t n = (end < batch->scaled ? end : batch->scaled) * classes - batch->streamed;
+    if (end < batch->scaled) n -= (ptrdiff_t)((uintptr_t)(batch->stream.next + n * size) % LINE_BYTES) / size;
     if (n <= 0) return;
-    stream_next(&batch->stream, batch->waiting + batch->streamed * classes, n * classes * (ptrdiff_t)sizeof(REAL));
+    stream_next(&batch->stream, batch->waiting + batch->streamed, n * size);
     batch->streamed += n;
 }
 
-/* n rows of more than LANES classes, at most ROW_GROUPS * LANES, all in the stage. vectors: in a row, where the
- * compiler is to know it; else 0. */
-static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n, ptrdiff_t vectors,
-                           bool native, bool smooth, bool with_grad, bool with_metrics) {
-    const ptrdiff_t classes = task->call.classes, groups = (n + LANES - 1) / LANES;
+/* LANES rows from number `from` of the batch on, of which those past the last one are the first again. */
+typedef struct {
+    V(vec) m, z_y;
+} V(row_group);
+
+/* stage: for logits that are converted. vectors: in a row, where the compiler is to know it; else 0. */
+static INLINE V(row_group) V(group_of)(const class_task *task, const V(batch) * batch, ptrdiff_t from,
+                                       ptrdiff_t vectors, bool native, REAL *stage) {
+    const ptrdiff_t classes = task->call.classes, padded = (classes + LANES - 1) / LANES * LANES;
+    V(vec) max[LANES];
+    REAL z_y[LANES];
+    for (ptrdiff_t r = 0; r < LANES; r++) {
+        const ptrdiff_t i = from + r < batch->count ? from + r : from;
+        const REAL *z = native ? (const REAL *)batch->z[i] : stage + r * padded;
+        max[r] = native ? V(row_max)(z, classes, vectors)
+                        : V(load_block)(batch->z[i], task->call.logits.dtype, classes, -INFINITY, stage + r * padded);
+        z_y[r] = z[batch->y[i]];
+    }
+    return (V(row_group)){V(rows_max)(max), V(load)(z_y)};
+}
+
+/* All rows of a batch, of more than LANES classes, so many groups of LANES of them at a time; these fit into the stage.
+ * The maxima of a group are found before the exponentials of the one before, which do not wait for them. */
+static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t at_once, ptrdiff_t vectors, bool native,
+                           bool smooth, bool with_grad, bool with_metrics) {
+    const ptrdiff_t classes = task->call.classes;
     const ptrdiff_t padded = (vectors ? vectors : (classes + LANES - 1) / LANES) * LANES;
-    const ptrdiff_t fetched = native ? LANES * classes : 0;
+    const ptrdiff_t fetched = native ? 2 * LANES * classes : 0;
     const bool fetches_grad = with_grad && native && !batch->streams;
     const exp_form form = {.dtype = NATIVE,
                            .keeps = with_grad,
@@ -510,95 +559,93 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t f
                            .distances = smooth,
                            .moments = with_metrics,
                            .ranks = with_metrics};
-    REAL stage[ROW_STAGE]; /* of logits that are converted, then of the exponentials */
-    REAL minus_m[LANES], z_y[ROW_GROUPS * LANES];
-    REAL limits[2 * LANES]; /* of V(ranking), for each row */
-    V(index) aheads[LANES] = {0};
-    V(lane_sums) all;
-    if (n < 1) return; /* never, and compilers warn of sums that would not be known */
-    for (ptrdiff_t group = 0; group < groups; group++) {
-        const ptrdiff_t count = n - group * LANES < LANES ? n - group * LANES : LANES;
-        const REAL *z[LANES];
-        ptrdiff_t y[LANES];
-        V(vec) sums[LANES], distances[LANES], moments[LANES];
-        /* The lanes past the last row hold the first one. */
-        for (ptrdiff_t r = 0; r < LANES; r++) {
-            const ptrdiff_t at = group * LANES + r, i = first + (r < count ? at : 0);
-            z[r] = native ? (const REAL *)batch->z[i] : stage + at * padded;
-            y[r] = (ptrdiff_t)batch->y[i];
-            if (native)
-                sums[r] = V(row_max)(z[r], classes, vectors);
-            else
-                sums[r] = V(load_block)(batch->z[i], task->call.logits.dtype, classes, -INFINITY, stage + at * padded);
-            z_y[at] = z[r][y[r]];
+    _Alignas(LINE_BYTES) REAL stage[ROW_STAGE]; /* of logits that are converted, then of the exponentials */
+    V(row_group) next = {V(set)(0), V(set)(0)};
+    if (native && batch->count > 0) next = V(group_of)(task, batch, 0, vectors, true, NULL);
+    for (ptrdiff_t first = 0, n; first < batch->count; first += n) {
+        n = batch->count - first < at_once * LANES ? batch->count - first : at_once * LANES;
+        const ptrdiff_t groups = (n + LANES - 1) / LANES;
+        V(lane_sums) all;
+        for (ptrdiff_t group = 0; group < groups; group++) {
+            const ptrdiff_t from = first + group * LANES, count = n - group * LANES < LANES ? n - group * LANES : LANES;
+            REAL *kept = stage + group * LANES * padded;
+            REAL minus_m[LANES], z_y[LANES];
+            REAL limits[2 * LANES]; /* of V(ranking), for each row */
+            V(index) aheads[LANES] = {0};
+            V(vec) sums[LANES], distances[LANES], moments[LANES];
+            const V(row_group) its = native ? next : V(group_of)(task, batch, from, vectors, false, kept);
+            if (native && from + LANES < batch->count)
+                next = V(group_of)(task, batch, from + LANES, vectors, true, NULL);
+            all.m[group] = its.m;
+            all.z_y[group] = its.z_y;
+            V(store)(minus_m, V(sub)(V(set)(0), its.m));
+            if (with_metrics) V(store)(z_y, its.z_y);
+            if (with_metrics) V(store)(limits, V(below)(its.z_y));
+            if (with_metrics) V(store)(limits + LANES, its.z_y);
+            for (ptrdiff_t r = count; r < LANES; r++) sums[r] = distances[r] = moments[r] = V(set)(0);
+            for (ptrdiff_t r = 0; r < count; r++) {
+                const ptrdiff_t at = group * LANES + r, y = (ptrdiff_t)batch->y[from + r];
+                const REAL *z = native ? (const REAL *)batch->z[from + r] : kept + r * padded;
+                V(exp_sums) row = V(no_exps)(y);
+                row.rank = (V(ranking)){limits + r, y - y % LANES, 0};
+                V(row_exps)(z, with_grad ? kept + r * padded : NULL, classes, vectors, minus_m + r, form, fetched,
+                            &row);
+                sums[r] = V(add)(row.sum[0], row.sum[1]);
+                distances[r] = row.distance;
+                moments[r] = V(add)(row.moment[0], row.moment[1]);
+                if (with_metrics)
+                    aheads[r] = (V(index))(row.rank.ahead + V(equal_earlier)(z, classes, y, row.rank.own, z_y[r]));
+                /* A few hundred bytes at a time. */
+                if (with_grad && native && batch->streams && (classes > 64 || at % 4 == 3))
+                    V(stream_waiting)(task, batch, at + 1);
+                if (fetches_grad) /* the lines will be there when the groups are finished */
+                    for (ptrdiff_t c = 0; c < padded; c += LANES)
+                        V(prefetch)((const REAL *)batch->grad[from + r] + c, true);
+            }
+            all.rest[group] = V(mul)(V(rows_sum)(sums), V(set)(SCALE_DOWN));
+            all.distance[group] = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
+            if (with_metrics) all.moment[group] = V(mul)(V(rows_sum)(moments), V(set)(SCALE_DOWN));
+            if (with_metrics) all.ahead[group] = V(small_numbers)(V(int_load)(aheads));
         }
-        all.m[group] = V(rows_max)(sums);
-        all.z_y[group] = V(load)(z_y + group * LANES);
-        V(store)(minus_m, V(sub)(V(set)(0), all.m[group]));
-        if (with_metrics) V(store)(limits, V(below)(all.z_y[group]));
-        if (with_metrics) V(store)(limits + LANES, all.z_y[group]);
-        for (ptrdiff_t r = count; r < LANES; r++) distances[r] = moments[r] = V(set)(0);
-        for (ptrdiff_t r = 0; r < count; r++) {
-            const ptrdiff_t at = group * LANES + r;
-            V(exp_sums) its = V(no_exps)(y[r]);
-            its.rank = (V(ranking)){limits + r, y[r] - y[r] % LANES, 0};
-            V(row_exps)(z[r], with_grad ? stage + at * padded : NULL, classes, vectors, minus_m + r, form, fetched,
-                        &its);
-            sums[r] = V(add)(its.sum[0], its.sum[1]);
-            distances[r] = its.distance;
-            moments[r] = V(add)(its.moment[0], its.moment[1]);
-            if (with_metrics)
-                aheads[r] = (V(index))(its.rank.ahead + V(equal_earlier)(z[r], classes, y[r], its.rank.own, z_y[at]));
-            /* A few hundred bytes at a time. */
-            if (with_grad && native && batch->streams && (classes > 64 || at % 4 == 3))
-                V(stream_waiting)(task, batch, at + 1);
-            if (fetches_grad) /* the lines will be there when the groups are finished */
-                for (ptrdiff_t c = 0; c < padded; c += LANES)
-                    V(prefetch)((const REAL *)batch->grad[first + at] + c, true);
+        V(finished) f[ROW_GROUPS];
+        V(finish_all)(task, &all, groups, batch, first, with_metrics, f);
+        if (!with_grad) continue;
+        REAL factor[ROW_GROUPS * LANES], target_grad[ROW_GROUPS * LANES], shift[ROW_GROUPS * LANES];
+        for (ptrdiff_t group = 0; group < groups; group++) {
+            V(store)(factor + group * LANES, f[group].factor);
+            V(store)(target_grad + group * LANES, f[group].target_grad);
+            if (smooth) V(store)(shift + group * LANES, f[group].shift);
         }
-        all.rest[group] = V(mul)(V(rows_sum)(sums), V(set)(SCALE_DOWN));
-        all.distance[group] = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
-        if (with_metrics) all.moment[group] = V(mul)(V(rows_sum)(moments), V(set)(SCALE_DOWN));
-        if (with_metrics) all.ahead[group] = V(small_numbers)(V(int_load)(aheads));
-    }
-    V(finished) f[ROW_GROUPS];
-    V(finish_all)(task, &all, groups, batch, first, with_metrics, f);
-    if (!with_grad) return;
-    REAL factor[ROW_GROUPS * LANES], target_grad[ROW_GROUPS * LANES], shift[ROW_GROUPS * LANES];
-    for (ptrdiff_t group = 0; group < groups; group++) {
-        V(store)(factor + group * LANES, f[group].factor);
-        V(store)(target_grad + group * LANES, f[group].target_grad);
-        if (smooth) V(store)(shift + group * LANES, f[group].shift);
-    }
-    const bool contiguous =
-        native && batch->streams && V(adjacent)(batch->grad + first, n, classes * (ptrdiff_t)sizeof(REAL));
-    if (native && batch->streams) V(stream_waiting)(task, batch, batch->scaled);
-    for (ptrdiff_t r = 0; r < n; r++) {
-        const ptrdiff_t y = (ptrdiff_t)batch->y[first + r];
-        const int dtype = task->call.grad.dtype;
-        const REAL *e = stage + r * padded;
-        char *grad = contiguous ? (char *)(batch->waiting + r * classes) : batch->grad[first + r];
-        if (native) {
-            V(scale_row)((REAL *)grad, e, classes, padded, factor[r], smooth ? shift[r] : 0);
-            ((REAL *)grad)[y] = target_grad[r];
-        } else {
-            V(store_scaled)(grad, dtype, classes, e, factor[r], smooth ? shift[r] : 0);
-            V(store_one)(grad + y * dtype_size(dtype), dtype, target_grad[r]);
+        const bool contiguous =
+            native && batch->streams && V(adjacent)(batch->grad + first, n, classes * (ptrdiff_t)sizeof(REAL));
+        if (native && batch->streams) V(stream_waiting)(task, batch, batch->scaled);
+        for (ptrdiff_t r = 0; r < n; r++) {
+            const ptrdiff_t y = (ptrdiff_t)batch->y[first + r];
+            const int dtype = task->call.grad.dtype;
+            const REAL *e = stage + r * padded;
+            char *grad = contiguous ? (char *)(batch->waiting + r * classes) : batch->grad[first + r];
+            if (native) {
+                V(scale_row)((REAL *)grad, e, classes, padded, factor[r], smooth ? shift[r] : 0);
+                ((REAL *)grad)[y] = target_grad[r];
+            } else {
+                V(store_scaled)(grad, dtype, classes, e, factor[r], smooth ? shift[r] : 0);
+                V(store_one)(grad + y * dtype_size(dtype), dtype, target_grad[r]);
+            }
         }
+        if (!contiguous) continue;
+        stream_from(&batch->stream, batch->grad[first]);
+        batch->streamed = 0;
+        batch->scaled = n;
     }
-    if (!contiguous) return;
-    stream_from(&batch->stream, batch->grad[first]);
-    batch->streamed = 0;
-    batch->scaled = n;
 }
 
 /* The forms of V(rows), each a function of its own: their loops need all registers for constants. */
 #undef ROW_FORM
 #undef ROW_FORMS
 #undef ROW_FORM_NAMES
-#define ROW_FORM(name, vectors, native, smooth, with_grad, with_metrics)                               \
-    static LOOP void V(name)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n) { \
-        V(rows)(task, batch, first, n, vectors, native, smooth, with_grad, with_metrics);              \
+#define ROW_FORM(name, vectors, native, smooth, with_grad, with_metrics)                    \
+    static LOOP void V(name)(const class_task *task, V(batch) * batch, ptrdiff_t at_once) { \
+        V(rows)(task, batch, at_once, vectors, native, smooth, with_grad, with_metrics);    \
     }
 #define ROW_FORMS(name, vectors, native)                              \
     ROW_FORM(name##_grad, vectors, native, false, true, false)        \
@@ -661,7 +708,7 @@ LONGER_ROW_FORM(8)
 
 static void V(block_rows)(const class_task *task, V(batch) * batch, bool with_metrics) {
     enum { GRAD, LOSS, METRICS, SMOOTH_GRAD, SMOOTH_LOSS };
-    typedef void (*row_form)(const class_task *, V(batch) *, ptrdiff_t, ptrdiff_t);
+    typedef void (*row_form)(const class_task *, V(batch) *, ptrdiff_t);
     /* 0: converted; 1: of any number of vectors; else of so many. */
     static const row_form forms[9][5] = {ROWS_CONVERTED, ROW_FORM_NAMES(rows_any), ROWS_2, ROWS_3, ROWS_4, ROWS_5_TO_8};
     const bool smooth = task->call.label_smoothing > 0, with_grad = task->call.grad.data != NULL;
@@ -676,10 +723,7 @@ static void V(block_rows)(const class_task *task, V(batch) * batch, bool with_me
     REAL waiting[ROW_STAGE];
     batch->waiting = waiting;
     batch->streamed = batch->scaled = 0;
-    for (ptrdiff_t i = 0; i < batch->count; i += groups * LANES) {
-        const ptrdiff_t left = batch->count - i;
-        forms[layout][purpose](task, batch, i, left < groups * LANES ? left : groups * LANES);
-    }
+    forms[layout][purpose](task, batch, groups);
     V(stream_waiting)(task, batch, batch->scaled);
 }
 
@@ -1099,15 +1143,8 @@ static INLINE void V(index_rows_as)(const class_task *task, V(batch) * batch, bo
         }
     } else if (classes <= ONE_BLOCK_ROW) {
         V(block_rows)(task, batch, false);
-    } else if (with_grad && (native || batch->streams)) {
-        V(pending) pending = {0};
-        for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, &pending, native, smooth);
-        for (ptrdiff_t c = 0; c < classes; c += BLOCK)
-            V(scale_pending)(task, batch, &pending, c + BLOCK < classes ? c + BLOCK : classes, native, batch->streams);
-    } else if (with_grad) {
-        for (ptrdiff_t i = 0; i < count; i++) V(row)(task, batch, i, NULL, native, smooth);
     } else {
-        V(rows_without_grad)(task, batch, native, smooth, false);
+        V(long_rows)(task, batch, native, smooth, with_grad, false);
     }
 }
 
@@ -1128,7 +1165,7 @@ static void V(metrics_rows)(const class_task *task, V(batch) * batch) {
     if (classes <= ONE_BLOCK_ROW && !smooth)
         V(block_rows)(task, batch, true);
     else
-        V(rows_without_grad)(task, batch, batch->native, smooth, true);
+        V(long_rows)(task, batch, batch->native, smooth, false, true);
 }
 
 /* Functions of their own: together they would take the stack that all of them take. */
