@@ -313,7 +313,8 @@ EXP_FORM(exp_others_summed_kept, .quick = true, .keeps = true, .has_target = tru
 EXP_FORM(exp_others_summed_kept_and_fetched, .quick = true, .keeps = true, .fetches_kept = true, .has_target = true,
          .distances = true)
 EXP_FORM(exp_clamped, .has_target = true, .distances = true, .moments = true)
-EXP_FORM(exp_clamped_kept, .keeps = true, .fetches_kept = true, .has_target = true, .distances = true)
+EXP_FORM(exp_clamped_kept, .keeps = true)
+EXP_FORM(exp_others_clamped_kept, .keeps = true, .has_target = true, .distances = true)
 
 /* e = e * factor - shift. */
 static INLINE void V(scale_block)(REAL *e, ptrdiff_t n, REAL factor, REAL shift) {

@@ -164,6 +164,9 @@ static INLINE void V(finish_metrics)(const V(finished) * f, V(vec) m, V(vec) z_y
 #undef JUMP
 /* e^JUMP is above the bound of V(in_range). */
 #define JUMP 16
+#undef PAGED_IN_PLACE
+/* In place, shorter rows gain from several pages at once on every CPU. */
+#define PAGED_IN_PLACE 16384
 #undef FIRST_LOGITS
 /* Enough to come close to the maximum of most rows, and few enough to cost nothing. */
 #define FIRST_LOGITS (4 * LANES)
@@ -213,7 +216,7 @@ static INLINE void V(add_block)(const class_task *task, const char *z, ptrdiff_t
     const int dtype = native ? NATIVE : task->call.logits.dtype;
     const char *p = z + c * dtype_size(dtype);
     REAL *e = kept ? kept + c : NULL;
-    const bool pages = fetches_pages();
+    const bool pages = fetches_pages() || ((const char *)kept == z && task->call.classes < PAGED_IN_PLACE);
     V(block_sums) sums;
     bool done = false;
     if (!row->careful) {
@@ -236,7 +239,9 @@ static INLINE void V(add_block)(const class_task *task, const char *z, ptrdiff_t
             V(jump)(task, z, c, native, kept, row);
         else
             row->careful = true;
-        (kept ? V(exp_clamped_kept) : V(exp_clamped))(dtype, p, e, n, row->ref, pages, y - c, &sums);
+        (!kept            ? V(exp_clamped)
+         : smooth || here ? V(exp_others_clamped_kept)
+                          : V(exp_clamped_kept))(dtype, p, e, n, row->ref, pages, y - c, &sums);
     }
     V(acc_add)(&row->rests, sums.sum);
     if (with_moments) V(acc_add)(&row->moments, sums.moment);
