@@ -48,28 +48,30 @@ static const V(index) V(numbers)[BLOCK] = {NUMBERS_256(0), NUMBERS_256(256)};
 /* What a step of a loop reads: one line for each page. */
 #define GROUP_BYTES (FETCHED_PAGES * LINE_BYTES)
 
-/* How far ahead of p what was fetched into the second-level cache moves on to the first. */
+/* How far ahead of p what was fetched into the second-level cache moves on to the first, and how far where it does so
+ * at once. */
 #define NEAR_BYTES 1024
+#define FAR_BYTES (3 * PAGE_BYTES)
 
-/* While `bytes` of lines at p are used, a group or half of one, fetches as many into the second-level cache: of each of
- * the FETCHED_PAGES pages after those that hold p one, where memory gives more of several pages at once: a prefetcher
- * follows each of them, and none goes past the end of its page. Or just as many further on. From several pages, lines
- * come late for the first-level cache's own prefetcher, and are fetched again from near. */
+/* While `bytes` of lines at p are used, a group or half of one, fetches as many. Where memory gives more of several
+ * pages at once: of each of the FETCHED_PAGES pages after those that hold p one line, into the second-level cache; a
+ * prefetcher follows each of them, and none goes past the end of its page. Such lines come late for the first-level
+ * cache's own prefetcher, and are fetched again from near. Elsewhere, just as many from far. */
 static INLINE void fetch_ahead(const void *p, ptrdiff_t bytes, bool pages) {
     const uintptr_t at = (uintptr_t)p, window = FETCHED_PAGES * PAGE_BYTES, used = at % window;
     const char *line = (const char *)(at - used + window + used / GROUP_BYTES * LINE_BYTES);
     const ptrdiff_t first = (ptrdiff_t)(used % GROUP_BYTES) / bytes * bytes / LINE_BYTES;
     for (ptrdiff_t i = 0; i < bytes / LINE_BYTES; i++) {
         const char *next = (const char *)p + i * LINE_BYTES;
-        __builtin_prefetch(pages ? line + (first + i) * PAGE_BYTES : next + 2 * PAGE_BYTES, 0, 2);
-        if (pages) __builtin_prefetch(next + NEAR_BYTES);
+        if (pages) __builtin_prefetch(line + (first + i) * PAGE_BYTES, 0, 2);
+        __builtin_prefetch(next + (pages ? NEAR_BYTES : FAR_BYTES));
     }
 }
 static INLINE bool fetches_pages(void) { return atomic_load_explicit(&fl_fetches_pages, memory_order_relaxed); }
 /* Line after line: of what is written, several pages at once gain nothing. */
-static INLINE void fetch_ahead_for_writing(const void *p) {
+static INLINE void fetch_ahead_for_writing(const void *p, bool pages) {
     for (int line = 0; line < FETCHED_PAGES; line++)
-        __builtin_prefetch((const char *)p + PAGE_BYTES / 2 + line * LINE_BYTES, 1);
+        __builtin_prefetch((const char *)p + (pages ? PAGE_BYTES / 2 : PAGE_BYTES) + line * LINE_BYTES, 1);
 }
 #endif
 
@@ -249,15 +251,15 @@ static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL re
     const char *z = logits;
     ptrdiff_t i = 0;
     for (; i + group <= n; i += group) {
-        if (form.fetches) fetch_ahead(z + i * size, group * size, form.fetches_kept || pages);
-        if (form.fetches_kept) fetch_ahead_for_writing(e + i);
+        if (form.fetches) fetch_ahead(z + i * size, group * size, pages);
+        if (form.fetches_kept) fetch_ahead_for_writing(e + i, pages);
         for (ptrdiff_t k = i; k < i + group; k += LANES) {
             const V(vec) value = V(load_as)(z + k * size, form.dtype), x = V(add)(minus, value);
             V(exp_step)(value, x, x, form.keeps ? e + k : NULL, LANES, form, !form.quick, k, (k - i) / LANES % 2, sums);
         }
     }
-    if (form.fetches && i < n) fetch_ahead(z + i * size, group * size, form.fetches_kept || pages);
-    if (form.fetches_kept && i < n) fetch_ahead_for_writing(e + i);
+    if (form.fetches && i < n) fetch_ahead(z + i * size, group * size, pages);
+    if (form.fetches_kept && i < n) fetch_ahead_for_writing(e + i, pages);
     for (; i < whole; i += LANES) {
         const V(vec) value = V(load_as)(z + i * size, form.dtype), x = V(add)(minus, value);
         V(exp_step)(value, x, x, form.keeps ? e + i : NULL, LANES, form, !form.quick, i, 0, sums);

@@ -61,25 +61,22 @@ static INLINE bool V(has_options)(const class_task *task) {
 }
 
 /* What scales the gradients where no option has a part in it; rest and e_y are in units of e^m. */
-static INLINE V(finished) V(finish_scale)(V(vec) e_y, V(vec) rest, V(vec) a, V(vec) g) {
-    const V(vec) zero = V(set)(0), inverse = V(reciprocal)(V(add)(rest, e_y));
-    return (V(finished)){.factor = V(mul)(V(mul)(g, a), inverse),
-                         .target_grad = V(mul)(g, V(mul)(V(sub)(zero, V(mul)(a, rest)), inverse)),
-                         .shift = zero,
-                         .inverse = inverse};
+static INLINE void V(finish_scale)(V(vec) e_y, V(vec) rest, V(vec) a, V(vec) g, V(finished) * f) {
+    f->inverse = V(reciprocal)(V(add)(rest, e_y));
+    f->factor = V(mul)(V(mul)(g, a), f->inverse);
+    f->target_grad = V(mul)(g, V(mul)(V(sub)(V(set)(0), V(mul)(a, rest)), f->inverse));
+    f->shift = V(set)(0);
 }
 
-/* rest is in units of e^m; distance_sum is the sum of m - z_c, where labels are smoothed. */
-static INLINE V(finished) V(finish)(const class_task *task, bool options, V(vec) m, V(vec) z_y, V(vec) rest,
-                                    V(vec) distance_sum, V(vec) a, V(vec) s, V(vec) g) {
+/* The loss, and what options change in f, where V(finish_scale) was. distance_sum is the sum of m - z_c, where
+ * labels are smoothed. */
+static INLINE void V(finish)(const class_task *task, bool options, V(vec) m, V(vec) z_y, V(vec) e_y, V(vec) rest,
+                             V(vec) distance_sum, V(vec) a, V(vec) s, V(vec) g, V(finished) * f) {
     const REAL smoothing = options ? (REAL)task->call.label_smoothing : 0;
     const REAL u = options ? (REAL)(task->call.label_smoothing / (double)task->call.classes) : 0;
     const REAL z_loss = options ? (REAL)task->call.z_loss : 0;
-    const V(vec) one = V(set)(1);
-    const V(vec) e_y = V(exp)(V(sub)(z_y, m));
-    V(finished) f = V(finish_scale)(e_y, rest, a, g);
-    const V(vec) inverse = f.inverse;
-    const V(vec) log_sum = V(log1p_inverse)(V(add)(rest, V(sub)(e_y, one)), inverse);
+    const V(vec) inverse = f->inverse;
+    const V(vec) log_sum = V(log_sum)(e_y, rest, inverse);
     const V(vec) nll = V(add)(V(sub)(m, z_y), log_sum);
     V(vec) part = a, total = a, extra = V(set)(0);
     if (options && task->call.focal > 0) {
@@ -97,15 +94,13 @@ static INLINE V(finished) V(finish)(const class_task *task, bool options, V(vec)
         loss = V(fma)(V(mul)(V(set)(z_loss), lse), lse, loss);
         extra = V(mul)(V(set)(2 * z_loss), lse);
     }
-    f.loss = V(mul)(s, V(zero_times)(s, loss));
-    f.log_sum = log_sum;
-    if (options) {
-        const V(vec) pull = V(mul)(V(sub)(V(mul)(extra, e_y), V(mul)(total, rest)), inverse);
-        f.factor = V(mul)(V(mul)(g, V(add)(total, extra)), inverse);
-        f.target_grad = V(mul)(g, V(add)(pull, V(set)(smoothing - u)));
-        f.shift = V(mul)(g, V(set)(u));
-    }
-    return f;
+    f->loss = V(mul)(s, V(zero_times)(s, loss));
+    f->log_sum = log_sum;
+    if (!options) return;
+    const V(vec) pull = V(mul)(V(sub)(V(mul)(extra, e_y), V(mul)(total, rest)), inverse);
+    f->factor = V(mul)(V(mul)(g, V(add)(total, extra)), inverse);
+    f->target_grad = V(mul)(g, V(add)(pull, V(set)(smoothing - u)));
+    f->shift = V(mul)(g, V(set)(u));
 }
 
 #undef SCALE_DOWN
@@ -164,9 +159,6 @@ static INLINE void V(finish_metrics)(const V(finished) * f, V(vec) m, V(vec) z_y
 #undef JUMP
 /* e^JUMP is above the bound of V(in_range). */
 #define JUMP 16
-#undef PAGED_IN_PLACE
-/* In place, shorter rows gain from several pages at once on every CPU. */
-#define PAGED_IN_PLACE 16384
 #undef FIRST_LOGITS
 /* Enough to come close to the maximum of most rows, and few enough to cost nothing. */
 #define FIRST_LOGITS (4 * LANES)
@@ -216,7 +208,7 @@ static INLINE void V(add_block)(const class_task *task, const char *z, ptrdiff_t
     const int dtype = native ? NATIVE : task->call.logits.dtype;
     const char *p = z + c * dtype_size(dtype);
     REAL *e = kept ? kept + c : NULL;
-    const bool pages = fetches_pages() || ((const char *)kept == z && task->call.classes < PAGED_IN_PLACE);
+    const bool pages = fetches_pages();
     V(block_sums) sums;
     bool done = false;
     if (!row->careful) {
@@ -339,9 +331,11 @@ static INLINE void V(scale_row_of)(const class_task *task, V(batch) * batch, ptr
     const int dtype = task->call.grad.dtype;
     char *grad = batch->grad[i];
     const V(vec) rest = V(set)((REAL)(row->rest * SCALE_DOWN)), a = V(set)(batch->a[i]), g = V(set)(batch->g[i]);
-    const V(finished) f = V(has_options)(task) ? V(finish)(task, true, V(set)(row->ref), V(set)(row->z_y), rest,
-                                                           V(set)((REAL)-row->sum_x), a, V(set)(batch->s[i]), g)
-                                               : V(finish_scale)(V(set)(row->e_y), rest, a, g);
+    const V(vec) ref = V(set)(row->ref), z_y = V(set)(row->z_y), e_y = V(set)(row->e_y);
+    V(finished) f;
+    V(finish_scale)(e_y, rest, a, g, &f);
+    if (V(has_options)(task))
+        V(finish)(task, true, ref, z_y, e_y, rest, V(set)((REAL)-row->sum_x), a, V(set)(batch->s[i]), g, &f);
     const REAL factor = V(first_lane)(f.factor) * SCALE_DOWN, shift = smooth ? V(first_lane)(f.shift) : 0;
     const REAL target_grad = V(first_lane)(f.target_grad);
     if (pending) {
@@ -371,15 +365,24 @@ typedef struct {
 static INLINE void V(finish_vectors)(const class_task *task, const V(lane_sums) * sums, ptrdiff_t vectors,
                                      V(batch) * batch, ptrdiff_t first, bool options, bool with_metrics,
                                      V(finished) * f) {
+    /* In loops of their own: the operations of one vector wait for each other, and a CPU sees only so many that follow.
+     */
+    V(vec) e_y[LANE_VECTORS];
+    const REAL *a = batch->a + first, *s = batch->s + first, *g = batch->g + first;
+    for (ptrdiff_t v = 0; v < vectors; v++) e_y[v] = V(exp)(V(sub)(sums->z_y[v], sums->m[v]));
+    for (ptrdiff_t v = 0; v < vectors; v++)
+        V(finish_scale)(e_y[v], sums->rest[v], V(load)(a + v * LANES), V(load)(g + v * LANES), &f[v]);
     for (ptrdiff_t v = 0; v < vectors; v++) {
-        const ptrdiff_t at = first + v * LANES;
-        f[v] = V(finish)(task, options, sums->m[v], sums->z_y[v], sums->rest[v], sums->distance[v],
-                         V(load)(batch->a + at), V(load)(batch->s + at), V(load)(batch->g + at));
-        V(store)(batch->loss + at, f[v].loss);
-        if (with_metrics)
-            V(finish_metrics)(&f[v], sums->m[v], sums->z_y[v], sums->moment[v], sums->ahead[v], batch->lse + at,
-                              batch->entropy + at, batch->ahead + at);
+        const ptrdiff_t at = v * LANES;
+        V(finish)(task, options, sums->m[v], sums->z_y[v], e_y[v], sums->rest[v], sums->distance[v], V(load)(a + at),
+                  V(load)(s + at), V(load)(g + at), &f[v]);
+        V(store)(batch->loss + first + at, f[v].loss);
         f[v].factor = V(mul)(f[v].factor, V(set)(SCALE_DOWN));
+    }
+    for (ptrdiff_t v = 0; with_metrics && v < vectors; v++) {
+        const ptrdiff_t at = first + v * LANES;
+        V(finish_metrics)(&f[v], sums->m[v], sums->z_y[v], sums->moment[v], sums->ahead[v], batch->lse + at,
+                          batch->entropy + at, batch->ahead + at);
     }
 }
 /* Without options, with them, with by-products, and with both. */
@@ -555,7 +558,8 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t a
                            bool smooth, bool with_grad, bool with_metrics) {
     const ptrdiff_t classes = task->call.classes;
     const ptrdiff_t padded = (vectors ? vectors : (classes + LANES - 1) / LANES) * LANES;
-    const ptrdiff_t fetched = native ? 2 * LANES * classes : 0;
+    /* The maxima are looked for a group ahead; what they need is fetched before, and a page earlier. */
+    const ptrdiff_t fetched = native ? 2 * LANES * classes + PAGE_BYTES / (ptrdiff_t)sizeof(REAL) : 0;
     const bool fetches_grad = with_grad && native && !batch->streams;
     const exp_form form = {.dtype = NATIVE,
                            .keeps = with_grad,

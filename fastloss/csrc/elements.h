@@ -237,8 +237,8 @@ static INLINE double V(element_block)(const element_task *task, int loss, const 
     REAL u[BLOCK];
     for (ptrdiff_t i = 0; i < n; i += LANES) {
         if (i * (ptrdiff_t)sizeof(REAL) % GROUP_BYTES == 0) {
-            fetch_ahead(z + i, GROUP_BYTES, true);
-            fetch_ahead(y + i, GROUP_BYTES, true);
+            fetch_ahead(z + i, GROUP_BYTES, fetches_pages());
+            fetch_ahead(y + i, GROUP_BYTES, fetches_pages());
         }
         const V(vec) target = V(load)(y + i);
         V(store)(u + i, V(element_exp)(loss, V(load)(z + i), relabels ? V(fma)(target, rest, shift) : target));

@@ -209,7 +209,7 @@ static INLINE void V(overlap_softmax)(const overlap_task *task, V(overlap_stage)
 static INLINE V(vec) V(overlap_entropy)(const overlap_task *task, const V(overlap_stage) * s, ptrdiff_t i, V(vec) * h) {
     const V(vec) inverse = V(load)(s->inverse + i), p = V(load)(s->target + i), not_p = V(load)(s->rest + i);
     const V(vec) sum = V(div)(V(set)(1), inverse), rest = V(mul)(not_p, sum), e_y = V(mul)(p, sum);
-    const V(vec) log_sum = V(log1p_inverse)(V(add)(rest, V(sub)(e_y, V(set)(1))), inverse);
+    const V(vec) log_sum = V(log_sum)(e_y, rest, inverse);
     const V(vec) nll = V(add)(V(sub)(V(load)(s->max + i), V(load)(s->z_y + i)), log_sum);
     *h = V(set)(1);
     if (!(task->focal.call.focal > 0)) return nll;

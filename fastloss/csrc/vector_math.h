@@ -35,7 +35,6 @@ static INLINE f_vec f_log_tail(f_vec z) {
 #define LOG_MANTISSA 0x007fffff
 #define LOG_TINY 0x1p-126f
 #define LOG_SQRT_HALF 0x3f3504f3
-#define LOG_ONE 0x3f800000
 
 #else
 
@@ -74,7 +73,6 @@ static INLINE d_vec d_log_tail(d_vec z) {
 #undef LOG_MANTISSA
 #undef LOG_TINY
 #undef LOG_SQRT_HALF
-#undef LOG_ONE
 #define EXP_PER_LN2 0x1.71547652b82fep+0
 #define EXP_LN2_UPPER 0x1.62e42feep-1
 #define EXP_LN2_LOWER 0x1.a39ef35793c76p-33
@@ -84,7 +82,6 @@ static INLINE d_vec d_log_tail(d_vec z) {
 #define LOG_MANTISSA 0x000fffffffffffff
 #define LOG_TINY 0x1p-1022
 #define LOG_SQRT_HALF 0x3fe6a09e667f3bcd
-#define LOG_ONE 0x3ff0000000000000
 
 #endif
 
@@ -157,36 +154,44 @@ static INLINE V(vec) V(exp_and_rest)(V(vec) x, V(vec) * rest) {
     return V(fma)(tail, power, power);
 }
 
-/* log(1 + x) for finite x > -1/2, where 1 / (1 + x) is known. 1 + x = u + c with u rounded; u = 2^k (1 + f). */
-static INLINE V(vec) V(log1p_inverse)(V(vec) x, V(vec) inverse) {
-    const V(vec) one = V(set)(1);
-    const V(vec) u = V(add)(one, x);
-    const V(vec) x_in_u = V(sub)(u, one);
-    const V(vec) c = V(mul)(V(add)(V(sub)(one, V(sub)(u, x_in_u)), V(sub)(x, x_in_u)), inverse);
-    const V(int) shifted = V(int_add)(V(bits)(u), V(int_set)(LOG_ONE - LOG_SQRT_HALF));
-    const V(vec) k = V(sub)(V(exponent)(shifted), V(set)(EXP_BIAS));
+/* The exponent k of u = 2^k m with m in [sqrt(1/2), sqrt(2)), and m - 1. */
+static INLINE V(vec) V(split)(V(vec) u, V(vec) * k) {
+    const V(int) shifted = V(int_add)(V(bits)(u), V(int_set)(-LOG_SQRT_HALF));
+    *k = V(exponent)(shifted);
     const V(int) mantissa = V(int_add)(V(int_and)(shifted, V(int_set)(LOG_MANTISSA)), V(int_set)(LOG_SQRT_HALF));
-    const V(vec) f = V(sub)(V(from_bits)(mantissa), one);
+    return V(sub)(V(from_bits)(mantissa), V(set)(1));
+}
+
+/* log(u) + c, where c is small; u is a positive normal number, or c is NaN. */
+static INLINE V(vec) V(log_and)(V(vec) u, V(vec) c) {
+    V(vec) k;
+    const V(vec) f = V(split)(u, &k);
     const V(vec) s = V(mul)(f, V(reciprocal)(V(add)(V(set)(2), f)));
     const V(vec) half_square = V(mul)(V(set)((REAL)0.5), V(mul)(f, f));
     /* log(1 + f) = f - (f^2 / 2 - s (f^2 / 2 + R)) */
     const V(vec) tail = V(fma)(s, V(add)(half_square, V(log_tail)(V(mul)(s, s))), V(fma)(k, V(set)(EXP_LN2_LOWER), c));
-    const V(vec) log_u = V(fma)(k, V(set)(EXP_LN2_UPPER), V(sub)(f, V(sub)(half_square, tail)));
-    /* NaN has no exponent to split off: x - x keeps it. */
-    return V(add)(log_u, V(sub)(x, x));
+    return V(fma)(k, V(set)(EXP_LN2_UPPER), V(sub)(f, V(sub)(half_square, tail)));
 }
 
-static INLINE V(vec) V(log1p)(V(vec) x) { return V(log1p_inverse)(x, V(div)(V(set)(1), V(add)(V(set)(1), x))); }
+/* log(a + b), where 1 / (a + b) is known: what rounding takes from the sum comes back as a quotient. */
+static INLINE V(vec) V(log_sum)(V(vec) a, V(vec) b, V(vec) inverse) {
+    const V(vec) u = V(add)(a, b), b_in_u = V(sub)(u, a);
+    const V(vec) lost = V(add)(V(sub)(a, V(sub)(u, b_in_u)), V(sub)(b, b_in_u));
+    return V(log_and)(u, V(mul)(lost, inverse));
+}
+
+/* log(1 + x) for finite x > -1/2. */
+static INLINE V(vec) V(log1p)(V(vec) x) {
+    const V(vec) one = V(set)(1);
+    return V(log_sum)(one, x, V(div)(one, V(add)(one, x)));
+}
 
 /* x = 2^k m with m in [sqrt(1/2), sqrt(2)): returns log(m). x is finite and above 0, or NaN. */
 static INLINE V(vec) V(log_split)(V(vec) x, V(vec) * k) {
-    const V(vec) one = V(set)(1);
     const V(mask) is_tiny = V(lt)(x, V(set)((REAL)LOG_TINY));
     x = V(select)(is_tiny, V(mul)(x, V(set)((REAL)0x1p64)), x);
-    const V(int) shifted = V(int_add)(V(bits)(x), V(int_set)(LOG_ONE - LOG_SQRT_HALF));
-    *k = V(sub)(V(exponent)(shifted), V(select)(is_tiny, V(set)(EXP_BIAS + 64), V(set)(EXP_BIAS)));
-    const V(int) mantissa = V(int_add)(V(int_and)(shifted, V(int_set)(LOG_MANTISSA)), V(int_set)(LOG_SQRT_HALF));
-    const V(vec) f = V(sub)(V(from_bits)(mantissa), one);
+    const V(vec) f = V(split)(x, k);
+    *k = V(sub)(*k, V(select)(is_tiny, V(set)(64), V(set)(0)));
     const V(vec) s = V(div)(f, V(add)(V(set)(2), f));
     const V(vec) half_square = V(mul)(V(set)((REAL)0.5), V(mul)(f, f));
     const V(vec) tail = V(mul)(s, V(add)(half_square, V(log_tail)(V(mul)(s, s))));
