@@ -131,7 +131,7 @@ def test_binary(engine, dtype, reduction, target_dtype):
 def test_every_number_of_classes(engine, dtype):
     """Kernels differ by the number of classes: each, with random options, against float64 of the reference."""
     rng = np.random.default_rng(11)
-    for classes in [*range(1, 70), 100, 127, 255, 256, 257, 500, 513, 1000, 1025, 5003, 40000]:
+    for classes in [*range(1, 70), 100, 127, 255, 256, 257, 300, 383, 384, 385, 500, 513, 1000, 1025, 5003, 40000]:
         n = 19 if classes < 2000 else 3
         logits = rng.normal(0, 3, (n, classes)).astype(dtype)
         compare_with_reference(engine, rng, logits, 1)

@@ -496,8 +496,10 @@ static void test_lovasz(int dtype, ptrdiff_t n) {
 int main(void) {
     static const ptrdiff_t rows[] = {1, 2, 3, 5, 8, 17, 33};
     static const ptrdiff_t positions[] = {2, 3, 4, 7, 8, 15, 16, 17, 31, 33, 65, 129, 300};
-    static const ptrdiff_t more_classes[] = {63, 64, 65, 100, 127, 255, 256, 257, 300, 511, 512, 513, 1000, 1537};
+    static const ptrdiff_t more_classes[] = {63,  64,  65,  100, 127, 255, 256,  257,
+                                             300, 384, 385, 511, 512, 513, 1000, 1537};
     const int sets = (int)(sizeof option_sets / sizeof *option_sets);
+    const int more = (int)(sizeof more_classes / sizeof *more_classes);
     if (signal(SIGSEGV, on_fault) == SIG_ERR || signal(SIGBUS, on_fault) == SIG_ERR) return 2;
     reserve();
     for (int dtype = FL_F32; dtype <= FL_BF16; dtype++) {
@@ -507,13 +509,13 @@ int main(void) {
             for (int s = 0; s < sets && classes <= 16; s++) test_cross_entropy(dtype, 32, classes, 1, option_sets[s]);
             test_softmax(dtype, 5, classes, 1);
         }
-        for (int c = 0; c < 14; c++) {
+        for (int c = 0; c < more; c++) {
             for (int r = 0; r < 6; r += 2)
                 for (int s = 0; s < sets; s++) test_cross_entropy(dtype, rows[r], more_classes[c], 1, option_sets[s]);
             test_softmax(dtype, 3, more_classes[c], 1);
         }
         for (int s = 0; s < sets; s++) test_cross_entropy(dtype, 2, 40000, 1, option_sets[s]);
-        for (int c = 0; c < 14; c++) {
+        for (int c = 0; c < more; c++) {
             test_streamed(dtype, more_classes[c], 0);
             test_streamed(dtype, more_classes[c], 1);
         }
@@ -532,7 +534,7 @@ int main(void) {
             for (int r = 0; r < 7; r += 2) {
                 for (ptrdiff_t classes = 1; classes <= 40; classes += r ? 3 : 1)
                     test_class(kind, dtype, rows[r], classes, 1);
-                for (int c = 0; c < 14; c++) test_class(kind, dtype, rows[r], more_classes[c], 1);
+                for (int c = 0; c < more; c++) test_class(kind, dtype, rows[r], more_classes[c], 1);
             }
             for (int p = 0; has_positions && p < 13; p++)
                 for (ptrdiff_t classes = 1; classes <= 22; classes += 3)
@@ -543,7 +545,7 @@ int main(void) {
             for (int r = 0; r < 7; r++) test_overlaps(dtype, rows[r], classes, 1);
             for (int p = 0; p < 13; p++) test_overlaps(dtype, 2, classes, positions[p]);
         }
-        for (int c = 0; c < 14; c += 3) test_overlaps(dtype, 3, more_classes[c], 1);
+        for (int c = 0; c < more; c += 3) test_overlaps(dtype, 3, more_classes[c], 1);
         test_overlaps(dtype, 1, 3000, 5); /* too many classes for a stage */
         test_overlaps(dtype, 5, 3000, 1);
         for (ptrdiff_t n = 1; n <= 4000 && dtype <= FL_F64; n = n * 4 / 3 + 1) test_lovasz(dtype, n);
