@@ -83,7 +83,7 @@ extern const fl_kernels fl_kernels_generic, fl_kernels_x86_64, fl_kernels_x86_64
 const fl_kernels *fl_kernels_in_use(void);
 
 /* Whether memory gives this CPU more of several pages at once than of one. Measured: it does on Intel's; on AMD's (Zen
- * 4), long rows take 1.1 to 1.3 times as long that way. */
+ * 4 and 5), long rows take 1.1 to 1.3 times as long that way. */
 extern _Atomic bool fl_fetches_pages;
 
 static inline ptrdiff_t dtype_size(int dtype) {
