@@ -48,8 +48,7 @@ static const V(index) V(numbers)[BLOCK] = {NUMBERS_256(0), NUMBERS_256(256)};
 /* What a step of a loop reads: one line for each page. */
 #define GROUP_BYTES (FETCHED_PAGES * LINE_BYTES)
 
-/* How far ahead of p what was fetched into the second-level cache moves on to the first, and how far where it does so
- * at once. */
+/* How far ahead of p lines are fetched into the first-level cache: those that are in the second by then, and others. */
 #define NEAR_BYTES 1024
 #define FAR_BYTES (3 * PAGE_BYTES)
 
@@ -68,7 +67,8 @@ static INLINE void fetch_ahead(const void *p, ptrdiff_t bytes, bool pages) {
     }
 }
 static INLINE bool fetches_pages(void) { return atomic_load_explicit(&fl_fetches_pages, memory_order_relaxed); }
-/* Line after line: of what is written, several pages at once gain nothing. */
+/* Line after line: of what is written, several pages at once gain nothing. The distances are those that were quickest
+ * on Intel's CPUs, which like several pages for reading, and on AMD's. */
 static INLINE void fetch_ahead_for_writing(const void *p, bool pages) {
     for (int line = 0; line < FETCHED_PAGES; line++)
         __builtin_prefetch((const char *)p + (pages ? PAGE_BYTES / 2 : PAGE_BYTES) + line * LINE_BYTES, 1);
@@ -281,8 +281,9 @@ static INLINE bool V(in_range)(V(vec) sum, V(int) positions) {
     return V(set_lanes)(V(int_eq)(upper, V(int_set)(0))) == ALL_LANES && V(set_lanes)(V(lt)(sum, high)) == ALL_LANES;
 }
 
-/* The forms for blocks of long rows, each a function of its own: the quick ones that most blocks take, a quick one for
- * all else, and the one for logits that are not in range. Each tells whether its sums are good. */
+/* The forms for blocks of long rows, each a function of its own: the quick ones that most blocks take; "others" leave
+ * the target out, and "summed" ones have the other sums too; "clamped" ones are for logits that are not in range. Each
+ * tells whether its sums are good. */
 typedef struct {
     V(vec) sum, distance, moment;
 } V(block_sums);

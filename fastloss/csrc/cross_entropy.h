@@ -68,7 +68,7 @@ static INLINE void V(finish_scale)(V(vec) e_y, V(vec) rest, V(vec) a, V(vec) g, 
     f->shift = V(set)(0);
 }
 
-/* The loss, and what options change in f, where V(finish_scale) was. distance_sum is the sum of m - z_c, where
+/* The loss, and what options change in f, which V(finish_scale) has filled. distance_sum is the sum of m - z_c, where
  * labels are smoothed. */
 static INLINE void V(finish)(const class_task *task, bool options, V(vec) m, V(vec) z_y, V(vec) e_y, V(vec) rest,
                              V(vec) distance_sum, V(vec) a, V(vec) s, V(vec) g, V(finished) * f) {
@@ -324,9 +324,9 @@ static INLINE V(row_sums) V(sum_row)(const class_task *task, V(batch) * batch, p
     return row;
 }
 
-/* Makes a row whose sums are known the pending one. pending: NULL where it is scaled at once. */
-static INLINE void V(scale_row_of)(const class_task *task, V(batch) * batch, ptrdiff_t i, const V(row_sums) * row,
-                                   REAL *kept, V(pending) * pending, bool smooth) {
+/* The gradient of a row whose sums are known: scaled at once, or with `pending` later. */
+static INLINE void V(row_grad)(const class_task *task, V(batch) * batch, ptrdiff_t i, const V(row_sums) * row,
+                               REAL *kept, V(pending) * pending, bool smooth) {
     const ptrdiff_t classes = task->call.classes, y = (ptrdiff_t)batch->y[i];
     const int dtype = task->call.grad.dtype;
     char *grad = batch->grad[i];
@@ -431,7 +431,7 @@ static INLINE void V(long_rows)(const class_task *task, V(batch) * batch, bool n
                                  : native && !batch->streams ? (REAL *)batch->grad[i]
                                                              : batch->scratch; /* the exponentials */
                     row = V(sum_row)(task, batch, i, kept, pending, native, smooth, with_metrics);
-                    if (with_grad) V(scale_row_of)(task, batch, i, &row, kept, pending, smooth);
+                    if (with_grad) V(row_grad)(task, batch, i, &row, kept, pending, smooth);
                 }
                 ref[k] = row.ref;
                 z_y[k] = row.z_y;
@@ -465,7 +465,8 @@ static INLINE void V(long_rows)(const class_task *task, V(batch) * batch, bool n
 #define SHORT_ROW 16
 /* From here on, short rows are streamed: of fewer classes, putting them together costs more than memory spares. */
 #define STREAMED_CLASSES (VEC_BYTES == 64 ? 8 : 16)
-/* Up to here, as many rows as a vector has lanes fit into the first-level cache, with their gradients. */
+/* Up to here, it is quicker to finish as many rows as a vector has lanes together; of longer ones, their exponentials
+ * would not stay in the first-level cache. */
 #define ONE_BLOCK_ROW 384
 /* Groups of LANES rows at a time: the steps that finish one group wait for each other, and those of the others fill the
  * time. Of longer rows there are as many groups as the stage holds. */
@@ -531,12 +532,13 @@ static INLINE void V(stream_waiting)(const class_task *task, V(batch) * batch, p
     batch->streamed += n;
 }
 
-/* LANES rows from number `from` of the batch on, of which those past the last one are the first again. */
+/* What LANES rows need before their exponentials are made. */
 typedef struct {
     V(vec) m, z_y;
 } V(row_group);
 
-/* stage: for logits that are converted. vectors: in a row, where the compiler is to know it; else 0. */
+/* Those of the rows from number `from` of the batch on; where there are fewer, the first stands in for the others.
+ * stage: for logits that are converted. vectors: in a row, where the compiler is to know it; else 0. */
 static INLINE V(row_group) V(group_of)(const class_task *task, const V(batch) * batch, ptrdiff_t from,
                                        ptrdiff_t vectors, bool native, REAL *stage) {
     const ptrdiff_t classes = task->call.classes, padded = (classes + LANES - 1) / LANES * LANES;

@@ -235,10 +235,11 @@ static INLINE double V(element_block)(const element_task *task, int loss, const 
     /* A loop of its own: each step of an exponential waits for the one before, so what counts is how many of them the
      * CPU sees at once, and it looks a fixed number of instructions ahead. */
     REAL u[BLOCK];
+    const bool pages = fetches_pages();
     for (ptrdiff_t i = 0; i < n; i += LANES) {
         if (i * (ptrdiff_t)sizeof(REAL) % GROUP_BYTES == 0) {
-            fetch_ahead(z + i, GROUP_BYTES, fetches_pages());
-            fetch_ahead(y + i, GROUP_BYTES, fetches_pages());
+            fetch_ahead(z + i, GROUP_BYTES, pages);
+            fetch_ahead(y + i, GROUP_BYTES, pages);
         }
         const V(vec) target = V(load)(y + i);
         V(store)(u + i, V(element_exp)(loss, V(load)(z + i), relabels ? V(fma)(target, rest, shift) : target));
