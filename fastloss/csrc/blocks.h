@@ -26,9 +26,9 @@ static INLINE V(vec) V(max_block)(const REAL *z, ptrdiff_t n) {
     return V(max)(V(max)(m0, m1), V(max)(m2, m3));
 }
 
-/* Asks for the cache lines of one vector. */
-static INLINE void V(prefetch)(const REAL *p, bool for_writing) {
-    for (ptrdiff_t line = 0; line < VEC_BYTES; line += LINE_BYTES)
+/* Asks for the cache lines of n numbers. */
+static INLINE void V(prefetch)(const REAL *p, ptrdiff_t n, bool for_writing) {
+    for (ptrdiff_t line = 0; line < n * (ptrdiff_t)sizeof(REAL); line += LINE_BYTES)
         for_writing ? __builtin_prefetch((const char *)p + line, 1) : __builtin_prefetch((const char *)p + line, 0);
 }
 
@@ -255,7 +255,10 @@ static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL re
         if (form.fetches_kept) fetch_ahead_for_writing(e + i, pages);
         for (ptrdiff_t k = i; k < i + group; k += LANES) {
             const V(vec) value = V(load_as)(z + k * size, form.dtype), x = V(add)(minus, value);
-            V(exp_step)(value, x, x, form.keeps ? e + k : NULL, LANES, form, !form.quick, k, (k - i) / LANES % 2, sums);
+            const int turn = (int)((k - i) / LANES % 2);
+            V(exp_step)(value, x, x, form.keeps ? e + k : NULL, LANES, form, !form.quick, k, turn, sums);
+            if (!form.distances) VEC_SETTLE(sums->sum[turn]);
+            if (form.quick && !form.distances) VEC_SETTLE(sums->positions);
         }
     }
     if (form.fetches && i < n) fetch_ahead(z + i * size, group * size, pages);

@@ -489,11 +489,11 @@ static INLINE V(vec) V(row_max)(const REAL *z, ptrdiff_t classes, ptrdiff_t vect
  * lanes. */
 static INLINE void V(row_exps)(const REAL *z, REAL *e, ptrdiff_t classes, ptrdiff_t vectors, const REAL *minus_ref,
                                exp_form form, ptrdiff_t fetched, V(exp_sums) * sums) {
-    for (ptrdiff_t c = 0; !vectors && fetched && c < classes; c += LANES) V(prefetch)(z + fetched + c, false);
+    if (!vectors && fetched) V(prefetch)(z + fetched, classes, false);
     if (!vectors) V(exp_part)(z, e, classes, -*minus_ref, form, false, sums);
     const V(vec) minus = V(set)(*minus_ref);
     for (ptrdiff_t v = 0; v < vectors; v++) {
-        V(prefetch)(z + fetched + v * LANES, false);
+        if (v * VEC_BYTES % LINE_BYTES == 0) V(prefetch)(z + fetched + v * LANES, LANES, false);
         const V(vec) value = V(row_vector)(z, classes, v, vectors, -INFINITY), x = V(add)(minus, value);
         /* Where it is not asked for, no load of it may stand here: the compiler would not unroll the loop. */
         const V(vec) distance = form.distances ? V(add)(minus, V(row_vector)(z, classes, v, vectors, -*minus_ref)) : x;
@@ -610,8 +610,7 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t a
                 if (with_grad && native && batch->streams && (classes > 64 || at % 4 == 3))
                     V(stream_waiting)(task, batch, at + 1);
                 if (fetches_grad) /* the lines will be there when the groups are finished */
-                    for (ptrdiff_t c = 0; c < padded; c += LANES)
-                        V(prefetch)((const REAL *)batch->grad[from + r] + c, true);
+                    V(prefetch)((const REAL *)batch->grad[from + r], padded, true);
             }
             all.rest[group] = V(mul)(V(rows_sum)(sums), V(set)(SCALE_DOWN));
             all.distance[group] = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
@@ -696,8 +695,9 @@ ROW_FORMS(rows_4, 4, true)
 #define ROWS_4 {NULL}
 #endif
 
-/* Longer rows gain a seventh from loops of known length. */
-#undef ROWS_5_TO_8
+/* Longer rows, of up to 128 classes, gain a seventh from loops of known length. */
+#undef ROW_VECTORS
+#undef LONGER_ROWS
 #if WORKING_TYPE == 32
 #define LONGER_ROW_FORM(vectors)                                          \
     ROW_FORM(rows_##vectors##_grad, vectors, true, false, true, false)    \
@@ -710,23 +710,36 @@ LONGER_ROW_FORM(5)
 LONGER_ROW_FORM(6)
 LONGER_ROW_FORM(7)
 LONGER_ROW_FORM(8)
-#define ROWS_5_TO_8                                                                                        \
-    LONGER_ROW_FORM_NAMES(5), LONGER_ROW_FORM_NAMES(6), LONGER_ROW_FORM_NAMES(7), LONGER_ROW_FORM_NAMES(8)
+#if VEC_BYTES == 32
+LONGER_ROW_FORM(9)
+LONGER_ROW_FORM(10)
+LONGER_ROW_FORM(11)
+LONGER_ROW_FORM(12)
+LONGER_ROW_FORM(13)
+LONGER_ROW_FORM(14)
+LONGER_ROW_FORM(15)
+LONGER_ROW_FORM(16)
+#define ROW_VECTORS 16
+#define LONGER_ROWS LONGER_ROW_FORM_NAMES(5), LONGER_ROW_FORM_NAMES(6), LONGER_ROW_FORM_NAMES(7), LONGER_ROW_FORM_NAMES(8), LONGER_ROW_FORM_NAMES(9), LONGER_ROW_FORM_NAMES(10), LONGER_ROW_FORM_NAMES(11), LONGER_ROW_FORM_NAMES(12), LONGER_ROW_FORM_NAMES(13), LONGER_ROW_FORM_NAMES(14), LONGER_ROW_FORM_NAMES(15), LONGER_ROW_FORM_NAMES(16)
 #else
-#define ROWS_5_TO_8                                                                                        \
-    ROW_FORM_NAMES(rows_any), ROW_FORM_NAMES(rows_any), ROW_FORM_NAMES(rows_any), ROW_FORM_NAMES(rows_any)
+#define ROW_VECTORS 8
+#define LONGER_ROWS LONGER_ROW_FORM_NAMES(5), LONGER_ROW_FORM_NAMES(6), LONGER_ROW_FORM_NAMES(7), LONGER_ROW_FORM_NAMES(8)
+#endif
+#else
+#define ROW_VECTORS 4
+#define LONGER_ROWS
 #endif
 
 static void V(block_rows)(const class_task *task, V(batch) * batch, bool with_metrics) {
     enum { GRAD, LOSS, METRICS, SMOOTH_GRAD, SMOOTH_LOSS };
     typedef void (*row_form)(const class_task *, V(batch) *, ptrdiff_t);
     /* 0: converted; 1: of any number of vectors; else of so many. */
-    static const row_form forms[9][5] = {ROWS_CONVERTED, ROW_FORM_NAMES(rows_any), ROWS_2, ROWS_3, ROWS_4, ROWS_5_TO_8};
+    static const row_form forms[1 + ROW_VECTORS][5] = {ROWS_CONVERTED, ROW_FORM_NAMES(rows_any), ROWS_2, ROWS_3, ROWS_4, LONGER_ROWS};
     const bool smooth = task->call.label_smoothing > 0, with_grad = task->call.grad.data != NULL;
     const ptrdiff_t vectors = (task->call.classes + LANES - 1) / LANES, most = ROW_STAGE / (vectors * LANES * LANES);
     /* Streamed gradients are written one group at a time: shorter bursts past the caches. */
     const ptrdiff_t groups = with_grad && batch->streams ? 1 : most < ROW_GROUPS ? most : ROW_GROUPS;
-    const int layout = !batch->native ? 0 : vectors <= 8 ? (int)vectors : 1;
+    const int layout = !batch->native ? 0 : vectors <= ROW_VECTORS ? (int)vectors : 1;
     const int purpose = with_metrics ? METRICS
                         : with_grad  ? (smooth ? SMOOTH_GRAD : GRAD)
                         : smooth     ? SMOOTH_LOSS
@@ -838,7 +851,7 @@ static INLINE void V(lanes_max)(const V(lane_block) * block, const V(lane_batch)
 
 /* Asks for the cache lines of so many vectors, and returns where the next one is. */
 static INLINE const REAL *V(fetch_vectors)(const REAL *p, ptrdiff_t vectors, bool for_writing) {
-    for (ptrdiff_t k = 0; k < vectors; k++) V(prefetch)(p + k * LANES, for_writing);
+    V(prefetch)(p, vectors * LANES, for_writing);
     return p + vectors * LANES;
 }
 

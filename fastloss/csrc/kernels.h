@@ -10,7 +10,7 @@
 #define INLINE inline __attribute__((always_inline, unused))
 
 /* For a loop whose constants need all registers: inlined into a large function they would be read from the stack. */
-#define LOOP __attribute__((noinline, unused))
+#define LOOP __attribute__((noinline, aligned(64), unused))
 
 /* A cross-entropy or a softmax call, checked, with what every tile needs derived from it. */
 typedef struct {

@@ -19,6 +19,8 @@
  *     int_differences          the bits of the first, and those in which the others differ
  *     exponent                 an integer's bits above the mantissa, as a number
  *     acc                      a sum in double, lane by lane
+ *     VEC_SETTLE               has a sum computed here: compilers put additions off, and with so few registers keep on
+ *                              the stack what is to be added. Nothing where there are more
  *     rows_max, rows_sum       lane i of the result reduces vector i: as many vectors as lanes
  *     load_quads, store_quads  16 bytes from p, from p + stride, and so on
  *     transpose_quads          as many vectors as 16 bytes hold elements, each 16 bytes of them for itself
@@ -30,6 +32,7 @@
 #define VEC_BYTES 32
 #define VEC_HAS_FMA 1
 #define POW2_STEP_BITS 3
+#define VEC_SETTLE(v) __asm__("" : "+x"(v))
 
 /* Puts streamed stores before all that follows. */
 static INLINE void vec_fence(void) { _mm_sfence(); }

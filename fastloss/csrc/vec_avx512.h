@@ -4,6 +4,7 @@
 #define VEC_BYTES 64
 #define VEC_HAS_FMA 1
 #define POW2_STEP_BITS 4
+#define VEC_SETTLE(v) (void)(v)
 
 /* Puts streamed stores before all that follows. */
 static INLINE void vec_fence(void) { _mm_sfence(); }

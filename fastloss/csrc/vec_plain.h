@@ -9,6 +9,7 @@
 #endif
 
 #define VEC_BYTES 16
+#define VEC_SETTLE(v) (void)(v)
 
 static INLINE void vec_fence(void) {}
 
