@@ -720,10 +720,14 @@ LONGER_ROW_FORM(14)
 LONGER_ROW_FORM(15)
 LONGER_ROW_FORM(16)
 #define ROW_VECTORS 16
-#define LONGER_ROWS LONGER_ROW_FORM_NAMES(5), LONGER_ROW_FORM_NAMES(6), LONGER_ROW_FORM_NAMES(7), LONGER_ROW_FORM_NAMES(8), LONGER_ROW_FORM_NAMES(9), LONGER_ROW_FORM_NAMES(10), LONGER_ROW_FORM_NAMES(11), LONGER_ROW_FORM_NAMES(12), LONGER_ROW_FORM_NAMES(13), LONGER_ROW_FORM_NAMES(14), LONGER_ROW_FORM_NAMES(15), LONGER_ROW_FORM_NAMES(16)
+#define LONGER_ROWS                                                                                                \
+    LONGER_ROW_FORM_NAMES(5), LONGER_ROW_FORM_NAMES(6), LONGER_ROW_FORM_NAMES(7), LONGER_ROW_FORM_NAMES(8),        \
+        LONGER_ROW_FORM_NAMES(9), LONGER_ROW_FORM_NAMES(10), LONGER_ROW_FORM_NAMES(11), LONGER_ROW_FORM_NAMES(12), \
+        LONGER_ROW_FORM_NAMES(13), LONGER_ROW_FORM_NAMES(14), LONGER_ROW_FORM_NAMES(15), LONGER_ROW_FORM_NAMES(16)
 #else
 #define ROW_VECTORS 8
-#define LONGER_ROWS LONGER_ROW_FORM_NAMES(5), LONGER_ROW_FORM_NAMES(6), LONGER_ROW_FORM_NAMES(7), LONGER_ROW_FORM_NAMES(8)
+#define LONGER_ROWS                                                                                        \
+    LONGER_ROW_FORM_NAMES(5), LONGER_ROW_FORM_NAMES(6), LONGER_ROW_FORM_NAMES(7), LONGER_ROW_FORM_NAMES(8)
 #endif
 #else
 #define ROW_VECTORS 4
@@ -734,7 +738,8 @@ static void V(block_rows)(const class_task *task, V(batch) * batch, bool with_me
     enum { GRAD, LOSS, METRICS, SMOOTH_GRAD, SMOOTH_LOSS };
     typedef void (*row_form)(const class_task *, V(batch) *, ptrdiff_t);
     /* 0: converted; 1: of any number of vectors; else of so many. */
-    static const row_form forms[1 + ROW_VECTORS][5] = {ROWS_CONVERTED, ROW_FORM_NAMES(rows_any), ROWS_2, ROWS_3, ROWS_4, LONGER_ROWS};
+    static const row_form forms[1 + ROW_VECTORS][5] = {ROWS_CONVERTED, ROW_FORM_NAMES(rows_any), ROWS_2, ROWS_3, ROWS_4,
+                                                       LONGER_ROWS};
     const bool smooth = task->call.label_smoothing > 0, with_grad = task->call.grad.data != NULL;
     const ptrdiff_t vectors = (task->call.classes + LANES - 1) / LANES, most = ROW_STAGE / (vectors * LANES * LANES);
     /* Streamed gradients are written one group at a time: shorter bursts past the caches. */

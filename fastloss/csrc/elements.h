@@ -7,25 +7,22 @@
  *     softplus(z) - y z = far |z| + (far + near) log1p(u),     sigmoid(z) - y = +-(far - near u) / (1 + u) */
 
 typedef struct {
-    V(vec) z, u, y, p; /* u = exp(-|z|), or exp of what the loss needs; p: pos_weight, */
-    bool has_p;        /* where there is one */
-    REAL alpha, gamma, margin;
+    V(vec) z, u, y, p;            /* u = exp(-|z|), or exp of what the loss needs; p: pos_weight, */
+    bool has_p;                   /* where there is one */
+    REAL class_slope, class_rest; /* alpha_t = class_slope y + class_rest */
+    REAL gamma, margin;
 } V(element);
 
-/* p y softplus(-z) + (1 - y) softplus(z). */
+/* p y softplus(-z) + (1 - y) softplus(z); far and near have the sign of z here. */
 static INLINE V(vec) V(bce_with_logits)(const V(element) * e, V(vec) * slope) {
-    const V(vec) zero = V(set)(0), one = V(set)(1);
+    const V(vec) one = V(set)(1), minus = V(set)((REAL)-0.0);
     const V(vec) positive = e->has_p ? V(mul)(e->p, e->y) : e->y, negative = V(sub)(one, e->y);
-    const V(mask) below = V(lt)(e->z, zero);
-    const V(vec) far = V(select)(below, positive, negative), near = V(select)(below, negative, positive);
-    const V(vec) distance = V(abs)(e->z);
-    const V(vec) linear = V(zero_where)(V(eq)(far, zero), V(mul)(far, distance));
-    if (slope) {
-        const V(vec) magnitude = V(div)(V(fnma)(near, e->u, far), V(add)(one, e->u));
-        *slope = V(select)(below, V(sub)(zero, magnitude), magnitude);
-    }
+    const V(vec) far = V(select_sign)(e->z, V(flip)(positive, minus), negative);
+    const V(vec) near = V(select_sign)(e->z, V(sub)(e->y, one), positive);
+    const V(vec) linear = V(zero_where)(V(eq)(far, minus), V(mul)(far, e->z));
+    if (slope) *slope = V(div)(V(fnma)(near, e->u, far), V(add)(one, e->u));
     const V(vec) curved = V(log1p_unit)(e->u);
-    return e->has_p ? V(fma)(V(add)(far, near), curved, linear) : V(add)(curved, linear);
+    return e->has_p ? V(fma)(V(add)(positive, negative), curved, linear) : V(add)(curved, linear);
 }
 
 /* -(y log(p) + (1 - y) log(1 - p)), the logs at least -100, and p (1 - p) in the derivative at least 1e-12: torch's
@@ -46,21 +43,20 @@ static INLINE V(vec) V(bce)(const V(element) * e, V(vec) * slope) {
 static INLINE V(vec) V(sigmoid_focal)(const V(element) * e, V(vec) * slope) {
     const V(vec) zero = V(set)(0), one = V(set)(1);
     const V(vec) negative = V(sub)(one, e->y);
-    const V(mask) below = V(lt)(e->z, zero);
-    const V(vec) far = V(select)(below, e->y, negative), near = V(select)(below, negative, e->y);
+    const V(vec) far = V(select_sign)(e->z, e->y, negative), near = V(select_sign)(e->z, negative, e->y);
     const V(vec) linear = V(zero_where)(V(eq)(far, zero), V(mul)(far, V(abs)(e->z)));
     const V(vec) entropy = V(add)(linear, V(log1p_unit)(e->u));
     const V(vec) inverse = V(div)(one, V(add)(one, e->u));
     const V(vec) mixed = V(fma)(near, e->u, far);
-    V(vec) factor = V(focus)(V(mul)(mixed, inverse), e->gamma);
-    if (e->alpha >= 0) factor = V(mul)(factor, V(fma)(V(set)(2 * e->alpha - 1), e->y, V(set)(1 - e->alpha)));
+    const V(vec) weight = V(fma)(V(set)(e->class_slope), e->y, V(set)(e->class_rest));
+    const V(vec) factor = V(mul)(V(focus)(V(mul)(mixed, inverse), e->gamma), weight);
     if (slope) {
-        /* p (1 - p) / q, which is 0 where it would be 0 / 0. */
+        /* p (1 - p) / q, which is 0 where it would be 0 / 0. There, and nowhere else, the cross-entropy is infinite. */
         const V(vec) ratio = V(zero_where)(V(eq)(e->u, zero), V(div)(V(mul)(e->u, inverse), mixed));
         const V(vec) pull = V(mul)(V(mul)(V(set)(e->gamma), V(sub)(far, near)), ratio);
-        const V(vec) sum = V(fma)(V(fnma)(near, e->u, far), inverse, V(mul)(pull, V(zero_times)(pull, entropy)));
-        const V(vec) magnitude = V(mul)(factor, sum);
-        *slope = V(select)(below, V(sub)(zero, magnitude), magnitude);
+        const V(vec) finite = V(min)(V(set)(-REAL_LOWEST), entropy);
+        const V(vec) sum = V(fma)(V(fnma)(near, e->u, far), inverse, V(mul)(pull, finite));
+        *slope = V(flip)(V(mul)(factor, sum), e->z);
     }
     return V(mul)(factor, V(zero_times)(factor, entropy));
 }
@@ -148,12 +144,12 @@ static INLINE V(vec) V(element_exp)(int loss, V(vec) z, V(vec) y) {
     const V(vec) zero = V(set)(0);
     switch (loss) {
         case FL_SOFT_MARGIN:
-            return V(exp)(V(sub)(zero, V(abs)(V(mul)(y, z))));
+            return V(exp)(V(minus_abs)(V(mul)(y, z)));
         case FL_KL_DIV_LOG:
             return V(exp_any)(y);
         case FL_BCE_WITH_LOGITS:
         case FL_SIGMOID_FOCAL:
-            return V(exp)(V(sub)(zero, V(abs)(z)));
+            return V(exp)(V(minus_abs)(z));
         default:
             return zero;
     }
@@ -222,14 +218,15 @@ static void V(numbers_block)(const void *data, int dtype, ptrdiff_t first, ptrdi
 }
 
 /* The whole vectors of one block. NULL for what is not there: weights, grad_output, losses, ignored targets. */
-static INLINE double V(element_block)(const element_task *task, int loss, const REAL *z, const REAL *y, const REAL *w,
-                                      const REAL *p, const REAL *grad_output, REAL *grad, REAL *losses, ptrdiff_t n,
-                                      bool relabels, bool ignores) {
+static INLINE double V(element_block)(const element_task *task, int loss, REAL gamma, const REAL *z, const REAL *y,
+                                      const REAL *w, const REAL *p, const REAL *grad_output, REAL *grad, REAL *losses,
+                                      ptrdiff_t n, bool relabels, bool ignores) {
     const V(vec) zero = V(set)(0), scale = V(set)((REAL)task->scale);
     const V(vec) rest = V(set)((REAL)task->label_scale), shift = V(set)((REAL)task->label_shift);
     const V(vec) ignore_value = V(set)((REAL)task->call.ignore_value);
-    V(element)
-    e = {zero, zero, zero, zero, p != NULL, (REAL)task->call.alpha, (REAL)task->call.gamma, (REAL)task->call.margin};
+    const REAL alpha = (REAL)task->call.alpha, margin = (REAL)task->call.margin;
+    const REAL class_slope = alpha < 0 ? 0 : 2 * alpha - 1, class_rest = alpha < 0 ? 1 : 1 - alpha;
+    V(element) e = {zero, zero, zero, zero, p != NULL, class_slope, class_rest, gamma, margin};
     V(vec) sum = zero;
     V(acc) acc = V(acc_zero)();
     /* A loop of its own: each step of an exponential waits for the one before, so what counts is how many of them the
@@ -276,23 +273,24 @@ static INLINE double V(element_block)(const element_task *task, int loss, const 
     return V(acc_sum)(acc);
 }
 
-/* The forms that most calls take: no weights, upstream gradients, losses of each, other labels or ignored targets. */
+/* The forms that most calls take: gamma 2, no weights, upstream gradients, losses of each, other labels or ignored
+ * targets. */
 #undef PLAIN_BLOCK
-#define PLAIN_BLOCK(name, loss, grad)                                                                              \
+#define PLAIN_BLOCK(name, loss, gamma, grad)                                                                       \
     static LOOP double V(name)(const element_task *task, const REAL *z, const REAL *y, REAL *slope, ptrdiff_t n) { \
         (void)slope;                                                                                               \
-        return V(element_block)(task, loss, z, y, NULL, NULL, NULL, grad, NULL, n, false, false);                  \
+        return V(element_block)(task, loss, gamma, z, y, NULL, NULL, NULL, grad, NULL, n, false, false);           \
     }
-PLAIN_BLOCK(bce_loss_block, FL_BCE_WITH_LOGITS, NULL)
-PLAIN_BLOCK(bce_block, FL_BCE_WITH_LOGITS, slope)
-PLAIN_BLOCK(focal_block, FL_SIGMOID_FOCAL, slope)
+PLAIN_BLOCK(bce_loss_block, FL_BCE_WITH_LOGITS, 0, NULL)
+PLAIN_BLOCK(bce_block, FL_BCE_WITH_LOGITS, 0, slope)
+PLAIN_BLOCK(focal_block, FL_SIGMOID_FOCAL, 2, slope)
 
 static double V(any_element_block)(const element_task *task, const REAL *z, const REAL *y, const REAL *w, const REAL *p,
                                    const REAL *grad_output, REAL *grad, REAL *losses, ptrdiff_t n, bool relabels,
                                    bool ignores) {
     double sum = 0;
-    FOR_ELEMENT_LOSS(task->call.loss,
-                     sum = V(element_block)(task, LOSS, z, y, w, p, grad_output, grad, losses, n, relabels, ignores))
+    FOR_ELEMENT_LOSS(task->call.loss, sum = V(element_block)(task, LOSS, (REAL)task->call.gamma, z, y, w, p,
+                                                             grad_output, grad, losses, n, relabels, ignores))
     return sum;
 }
 
@@ -335,7 +333,7 @@ static void V(element_tile)(const element_task *task, ptrdiff_t tile, double *lo
             !call->weight.data && !call->pos_weight.data && !go && !each && !relabels && !ignores && whole;
         if (plain && call->loss == FL_BCE_WITH_LOGITS) {
             sum += slope ? V(bce_block)(task, z, y, slope, n) : V(bce_loss_block)(task, z, y, NULL, n);
-        } else if (plain && call->loss == FL_SIGMOID_FOCAL && slope) {
+        } else if (plain && call->loss == FL_SIGMOID_FOCAL && call->gamma == 2 && slope) {
             sum += V(focal_block)(task, z, y, slope, n);
         } else {
             const REAL *p = NULL;

@@ -2,8 +2,8 @@
 
 static INLINE V(vec) V(map_one)(int kind, V(vec) z) {
     const V(vec) zero = V(set)(0), one = V(set)(1);
-    const V(vec) u = V(exp)(V(sub)(zero, V(abs)(z)));
-    if (kind == FL_SIGMOID) return V(div)(V(select)(V(lt)(z, zero), u, one), V(add)(one, u));
+    const V(vec) u = V(exp)(V(minus_abs)(z));
+    if (kind == FL_SIGMOID) return V(div)(V(select_sign)(z, u, one), V(add)(one, u));
     const V(vec) log_term = V(log1p_unit)(u);
     return kind == FL_SOFTPLUS ? V(add)(V(max)(z, zero), log_term) : V(sub)(V(min)(z, zero), log_term);
 }

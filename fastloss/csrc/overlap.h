@@ -287,11 +287,10 @@ static INLINE void V(gather_mask)(const overlap_task *task, V(overlap_stage) * s
             const V(vec) z = V(load)(s->z + at);
             V(vec) p = z, not_p = V(sub)(one, z), y = V(load)(s->mask + at);
             if (sigmoid) {
-                const V(vec) u = V(exp)(V(sub)(zero, V(abs)(z)));
+                const V(vec) u = V(exp)(V(minus_abs)(z));
                 const V(vec) inverse = V(div)(one, V(add)(one, u)), small = V(mul)(u, inverse);
-                const V(mask) below = V(lt)(z, zero);
-                p = V(select)(below, small, inverse);
-                not_p = V(select)(below, inverse, small);
+                p = V(select_sign)(z, small, inverse);
+                not_p = V(select_sign)(z, inverse, small);
             }
             const V(vec) other = V(sub)(one, y);
             V(vec) hit = V(zero_where)(V(eq)(y, zero), V(mul)(p, y)), positive = V(mul)(p, other);
@@ -381,7 +380,7 @@ static INLINE void V(indices_gradient)(const overlap_task *task, V(overlap_stage
 
 static INLINE void V(mask_gradient)(const overlap_task *task, V(overlap_stage) * s, const REAL *slopes, bool squared) {
     const fl_overlap_call *call = &task->call;
-    const V(vec) zero = V(set)(0), one = V(set)(1), ignore = V(set)((REAL)call->ignore_index);
+    const V(vec) one = V(set)(1), ignore = V(set)((REAL)call->ignore_index);
     for (ptrdiff_t c = 0; c < call->classes; c++) {
         const V(vec) by_p = V(set)(slopes[2 * c + 1]), by_both = V(set)(slopes[2 * c]);
         for (ptrdiff_t i = 0; i < s->n; i += LANES) {
@@ -390,9 +389,9 @@ static INLINE void V(mask_gradient)(const overlap_task *task, V(overlap_stage) *
             V(vec) p = z, change = one;
             if (call->activation == FL_ACTIVATION_SIGMOID) {
                 /* With u = exp(-|z|): p (1 - p) = u / (1 + u)^2. */
-                const V(vec) u = V(exp)(V(sub)(zero, V(abs)(z)));
+                const V(vec) u = V(exp)(V(minus_abs)(z));
                 const V(vec) inverse = V(div)(one, V(add)(one, u));
-                p = V(mul)(V(select)(V(lt)(z, zero), u, one), inverse);
+                p = V(mul)(V(select_sign)(z, u, one), inverse);
                 change = V(mul)(u, V(mul)(inverse, inverse));
             }
             V(vec) slope = squared ? V(mul)(V(set)(2), V(mul)(by_p, p)) : by_p;

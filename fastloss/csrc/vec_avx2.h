@@ -12,6 +12,7 @@
  *     lt, eq, any              lane masks, false for NaN; whether any lane is set
  *     set_lanes                the lanes of a mask that are set, as bits
  *     select, zero_where       select(m, a, b): m ? a : b;  zero_where(m, a): m ? 0 : a
+ *     select_sign, flip        where x has its sign bit set, select_sign(x, a, b) is a, else b, and flip(v, x) is -v
  *     count_where              count_where(m, n): m ? n + 1 : n
  *     pow2                     2^n, from t = n + bias + 1.5 * 2^mantissa bits (see exp in vector_math.h)
  *     pow2_steps               2^(n / 2^POW2_STEP_BITS) likewise, by a table in a register, from minimax.py; the bias is
@@ -84,6 +85,9 @@ static INLINE f_vec f_reciprocal(f_vec x) { return _mm256_div_ps(_mm256_set1_ps(
 static INLINE f_vec f_max(f_vec a, f_vec b) { return _mm256_max_ps(a, b); }
 static INLINE f_vec f_min(f_vec a, f_vec b) { return _mm256_min_ps(a, b); }
 static INLINE f_vec f_abs(f_vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+static INLINE f_vec f_minus_abs(f_vec a) { return _mm256_or_ps(_mm256_set1_ps(-0.0f), a); }
+static INLINE f_vec f_select_sign(f_vec x, f_vec a, f_vec b) { return _mm256_blendv_ps(b, a, x); }
+static INLINE f_vec f_flip(f_vec v, f_vec x) { return _mm256_xor_ps(v, _mm256_and_ps(_mm256_set1_ps(-0.0f), x)); }
 static INLINE f_mask f_lt(f_vec a, f_vec b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 static INLINE f_mask f_eq(f_vec a, f_vec b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 static INLINE bool f_any(f_mask m) { return _mm256_movemask_ps(m) != 0; }
@@ -211,6 +215,9 @@ static INLINE d_vec d_reciprocal(d_vec x) { return _mm256_div_pd(_mm256_set1_pd(
 static INLINE d_vec d_max(d_vec a, d_vec b) { return _mm256_max_pd(a, b); }
 static INLINE d_vec d_min(d_vec a, d_vec b) { return _mm256_min_pd(a, b); }
 static INLINE d_vec d_abs(d_vec a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }
+static INLINE d_vec d_minus_abs(d_vec a) { return _mm256_or_pd(_mm256_set1_pd(-0.0), a); }
+static INLINE d_vec d_select_sign(d_vec x, d_vec a, d_vec b) { return _mm256_blendv_pd(b, a, x); }
+static INLINE d_vec d_flip(d_vec v, d_vec x) { return _mm256_xor_pd(v, _mm256_and_pd(_mm256_set1_pd(-0.0), x)); }
 static INLINE d_mask d_lt(d_vec a, d_vec b) { return _mm256_cmp_pd(a, b, _CMP_LT_OQ); }
 static INLINE d_mask d_eq(d_vec a, d_vec b) { return _mm256_cmp_pd(a, b, _CMP_EQ_OQ); }
 static INLINE bool d_any(d_mask m) { return _mm256_movemask_pd(m) != 0; }

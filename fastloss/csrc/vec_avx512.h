@@ -43,6 +43,11 @@ static INLINE f_vec f_reciprocal(f_vec x) {
 static INLINE f_vec f_max(f_vec a, f_vec b) { return _mm512_max_ps(a, b); }
 static INLINE f_vec f_min(f_vec a, f_vec b) { return _mm512_min_ps(a, b); }
 static INLINE f_vec f_abs(f_vec a) { return _mm512_abs_ps(a); }
+static INLINE f_vec f_minus_abs(f_vec a) { return _mm512_or_ps(_mm512_set1_ps(-0.0f), a); }
+static INLINE f_vec f_select_sign(f_vec x, f_vec a, f_vec b) {
+    return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x)), b, a);
+}
+static INLINE f_vec f_flip(f_vec v, f_vec x) { return _mm512_xor_ps(v, _mm512_and_ps(_mm512_set1_ps(-0.0f), x)); }
 static INLINE f_mask f_lt(f_vec a, f_vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 static INLINE f_mask f_eq(f_vec a, f_vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 static INLINE bool f_any(f_mask m) { return m != 0; }
@@ -165,6 +170,11 @@ static INLINE d_vec d_reciprocal(d_vec x) { return _mm512_div_pd(_mm512_set1_pd(
 static INLINE d_vec d_max(d_vec a, d_vec b) { return _mm512_max_pd(a, b); }
 static INLINE d_vec d_min(d_vec a, d_vec b) { return _mm512_min_pd(a, b); }
 static INLINE d_vec d_abs(d_vec a) { return _mm512_abs_pd(a); }
+static INLINE d_vec d_minus_abs(d_vec a) { return _mm512_or_pd(_mm512_set1_pd(-0.0), a); }
+static INLINE d_vec d_select_sign(d_vec x, d_vec a, d_vec b) {
+    return _mm512_mask_blend_pd(_mm512_movepi64_mask(_mm512_castpd_si512(x)), b, a);
+}
+static INLINE d_vec d_flip(d_vec v, d_vec x) { return _mm512_xor_pd(v, _mm512_and_pd(_mm512_set1_pd(-0.0), x)); }
 static INLINE d_mask d_lt(d_vec a, d_vec b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
 static INLINE d_mask d_eq(d_vec a, d_vec b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
 static INLINE bool d_any(d_mask m) { return m != 0; }

@@ -71,6 +71,13 @@ typedef struct {
     static INLINE P##_vec P##_zero_where(P##_mask m, P##_vec a) { return (P##_vec)((P##_int)a & ~m); }               \
     static INLINE P##_vec P##_count_where(P##_mask m, P##_vec n) { return n + (P##_vec)((P##_int)P##_set(1) & m); }  \
     static INLINE P##_vec P##_abs(P##_vec a) { return (P##_vec)((P##_int)a & ~(P##_int)P##_set((R) - 0.0)); }        \
+    static INLINE P##_vec P##_minus_abs(P##_vec a) { return (P##_vec)((P##_int)a | (P##_int)P##_set((R) - 0.0)); }   \
+    static INLINE P##_vec P##_select_sign(P##_vec x, P##_vec a, P##_vec b) {                                         \
+        return P##_select((P##_mask)((P##_int)x < 0), a, b);                                                         \
+    }                                                                                                                \
+    static INLINE P##_vec P##_flip(P##_vec v, P##_vec x) {                                                           \
+        return (P##_vec)((P##_int)v ^ ((P##_int)x & (P##_int)P##_set((R) - 0.0)));                                   \
+    }                                                                                                                \
     static INLINE P##_vec P##_pow2(P##_vec t) { return (P##_vec)((P##_bits_vec)t << MANTISSA); }                     \
     static INLINE P##_int P##_int_load(const P##_index *p) {                                                         \
         P##_int v;                                                                                                   \
