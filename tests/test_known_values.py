@@ -160,6 +160,12 @@ def test_half_gradients_are_rounded_to_the_nearest(engine, dtype):
     lost = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0xFFC00000, *signalling], np.uint32).view(np.float32)
     _, grad = fl.nll_loss(logits[:8], target[:8], reduction="none", grad_output=lost, return_grad=True, engine=engine)
     assert np.isnan(grad[:, 0].astype(np.float32)).all()
+    for classes in (10, 40, 1000):
+        logits = np.zeros((8, classes), dtype)
+        _, grad = fl.cross_entropy(
+            logits, target[:8], reduction="none", grad_output=lost, return_grad=True, engine=engine
+        )
+        assert np.isnan(grad.astype(np.float32)).all()
 
     every = np.arange(2**16, dtype=np.uint32).astype(np.uint16).view(dtype)
     nan = np.isnan(every.astype(np.float32))

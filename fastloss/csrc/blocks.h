@@ -97,6 +97,8 @@ static INLINE void d_store_as(void *p, int dtype, d_vec v) {
     (void)dtype;
     d_store(p, v);
 }
+/* Nobody calls it: doubles have no halves. */
+static INLINE void d_store_bf16_pair(uint16_t *p, d_vec a, d_vec b) { (void)p, (void)a, (void)b; }
 #endif
 
 #ifndef COPY_PART
@@ -356,15 +358,24 @@ static INLINE V(vec) V(load_block)(const void *p, int dtype, ptrdiff_t n, REAL f
     return max;
 }
 
-/* block * factor - shift, rounded to any floating type. */
+/* block * factor - shift, rounded to any floating type. Where an element is NaN, so is the factor. */
 static INLINE void V(store_scaled)(void *p, int dtype, ptrdiff_t n, const REAL *block, REAL factor, REAL shift) {
     char *to = p;
-    const V(vec) f = V(set)(factor), minus = V(set)(-shift);
+    /* One NaN for all, with lower bits that no rounding carries out of. */
+    REAL nan[LANES];
+    V(store)(nan, V(set)((REAL)NAN));
+    const bool is_nan = isnan(factor);
+    const REAL *from = is_nan ? nan : block;
+    const ptrdiff_t step = is_nan ? 0 : 1;
+    const V(vec) f = V(set)(is_nan ? 0 : factor), minus = V(set)(is_nan ? 0 : -shift);
     FOR_DTYPE(dtype, {
         const ptrdiff_t size = dtype_size(D);
         ptrdiff_t i = 0;
-        for (; i + LANES <= n; i += LANES) V(store_as)(to + i * size, D, V(fma)(V(load)(block + i), f, minus));
-        if (i < n) V(store_part_as)(to + i * size, D, V(fma)(V(load_part)(block + i, n - i, 0), f, minus), n - i);
+        for (; (int)D == FL_BF16 && i + 2 * LANES <= n; i += 2 * LANES)
+            V(store_bf16_pair)((uint16_t *)(to + i * size), V(fma)(V(load)(from + i * step), f, minus),
+                               V(fma)(V(load)(from + (i + LANES) * step), f, minus));
+        for (; i + LANES <= n; i += LANES) V(store_as)(to + i * size, D, V(fma)(V(load)(from + i * step), f, minus));
+        if (i < n) V(store_part_as)(to + i * size, D, V(fma)(V(load_part)(from + i * step, n - i, 0), f, minus), n - i);
     })
 }
 

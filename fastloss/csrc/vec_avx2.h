@@ -26,7 +26,8 @@
  *     load_quads, store_quads  16 bytes from p, from p + stride, and so on
  *     transpose_quads          as many vectors as 16 bytes hold elements, each 16 bytes of them for itself
  *     load_f16, store_f16      half precision, rounded to nearest even; bf16 likewise, but of NaN only what
- *                              arithmetic makes, whose bits are quiet */
+ *                              arithmetic makes, whose bits are quiet
+ *     store_bf16_pair          two vectors; of NaN only what arithmetic makes of numbers, whose lower bits are 0 */
 /* clang-format on */
 #include <immintrin.h>
 
@@ -178,6 +179,18 @@ static INLINE void f_store_bf16(uint16_t *p, f_vec v) {
     const __m256i kept = _mm256_shuffle_epi8(_mm256_add_epi32(bits, half), _mm256_broadcastsi128_si256(upper_halves));
     const __m256i packed = _mm256_permute4x64_epi64(kept, 0x08);
     _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(packed));
+}
+
+/* In the lower halves of 32-bit lanes. */
+static INLINE __m256i rounded_bf16(f_vec v) {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    return _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+}
+static INLINE void f_store_bf16_pair(uint16_t *p, f_vec a, f_vec b) {
+    const __m256i packed = _mm256_packus_epi32(rounded_bf16(a), rounded_bf16(b));
+    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(packed, 0xd8));
 }
 
 typedef __m256d d_vec;

@@ -142,6 +142,10 @@ static INLINE void f_store_bf16(uint16_t *p, f_vec v) {
     const __m512i packed = _mm512_permutexvar_epi16(_mm512_loadu_si512(upper_halves), kept);
     _mm256_storeu_si256((__m256i *)p, _mm512_castsi512_si256(packed));
 }
+static INLINE void f_store_bf16_pair(uint16_t *p, f_vec a, f_vec b) {
+    f_store_bf16(p, a);
+    f_store_bf16(p + 16, b);
+}
 
 typedef __m512d d_vec;
 typedef __m512i d_int;

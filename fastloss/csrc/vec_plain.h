@@ -227,3 +227,7 @@ static INLINE void f_store_bf16(uint16_t *p, f_vec v) {
     const f_bits_vec kept = bits + (((bits >> 16 & 1) + 0x7fff) & (f_bits_vec)(v == v));
     for (int i = 0; i < 4; i++) p[i] = (uint16_t)(kept[i] >> 16);
 }
+static INLINE void f_store_bf16_pair(uint16_t *p, f_vec a, f_vec b) {
+    f_store_bf16(p, a);
+    f_store_bf16(p + 4, b);
+}

@@ -40,18 +40,15 @@ static INLINE f_vec f_log_tail(f_vec z) {
 
 #define EXP_SCALE_BITS 53
 
+/* In pairs: the steps of one after the other would wait longer for each other. */
 static INLINE d_vec d_exp_tail(d_vec r) {
+    const d_vec square = d_mul(r, r);
     d_vec p = d_fma(d_set(0x1.ad7f457020b3fp-26), r, d_set(0x1.28ad9def2129fp-22));
-    p = d_fma(p, r, d_set(0x1.71df25b33092ap-19));
-    p = d_fma(p, r, d_set(0x1.a01999dfd5278p-16));
-    p = d_fma(p, r, d_set(0x1.a01a012a0d266p-13));
-    p = d_fma(p, r, d_set(0x1.6c16c184399bfp-10));
-    p = d_fma(p, r, d_set(0x1.1111111127d1bp-7));
-    p = d_fma(p, r, d_set(0x1.555555555083ap-5));
-    p = d_fma(p, r, d_set(0x1.55555555554f9p-3));
-    p = d_fma(p, r, d_set(0x1.000000000000ap-1));
-    p = d_fma(p, r, d_set(1.0));
-    return d_mul(p, r);
+    p = d_fma(p, square, d_fma(d_set(0x1.71df25b33092ap-19), r, d_set(0x1.a01999dfd5278p-16)));
+    p = d_fma(p, square, d_fma(d_set(0x1.a01a012a0d266p-13), r, d_set(0x1.6c16c184399bfp-10)));
+    p = d_fma(p, square, d_fma(d_set(0x1.1111111127d1bp-7), r, d_set(0x1.555555555083ap-5)));
+    p = d_fma(p, square, d_fma(d_set(0x1.55555555554f9p-3), r, d_set(0x1.000000000000ap-1)));
+    return d_fma(p, square, r);
 }
 
 static INLINE d_vec d_log_tail(d_vec z) {

@@ -777,6 +777,29 @@ static void test_target_dtypes(void) {
     }
 }
 
+/* NaN of a float, whatever its bits, is NaN in the half gradients of its row, of any length. */
+static void test_nan_to_half(void) {
+    enum { MOST = 1000 };
+    static const int lengths[] = {3, 40, 100, MOST};
+    static const uint32_t nans[] = {0x7fffffff, 0xffffffff, 0x7fc00000, 0x7f80ffff};
+    static float z[MOST];
+    static uint16_t half_grad[MOST];
+    const int64_t target = 2;
+    for (int dtype = FL_F16; dtype <= FL_BF16; dtype++)
+        for (int length = 0; length < 4; length++)
+            for (int k = 0; k < 4; k++) {
+                const int classes = lengths[length];
+                const unsigned infinity = dtype == FL_F16 ? 0x7c00 : 0x7f80;
+                double loss;
+                memset(z, 0, sizeof z);
+                memcpy(&z[1], &nans[k], sizeof z[1]);
+                fl_class_call call = rows_call(z, FL_F32, &target, 1, classes, NULL);
+                call.grad = new_array(half_grad, dtype, 0, classes, 1);
+                CHECK_STATUS(fl_class_loss(&call, &loss), FL_OK);
+                for (int c = 0; c < classes; c++) CHECK((half_grad[c] & 0x7fffu) > infinity);
+            }
+}
+
 static void test_half_types(void) {
     /* 1, 2, -1.5 and 0 in each format, with a gradient in float. */
     const uint16_t f16[4] = {0x3c00, 0x4000, 0xbe00, 0}, bf16[4] = {0x3f80, 0x4000, 0xbfc0, 0};
@@ -846,6 +869,7 @@ int main(int argc, char **argv) {
     test_older_struct();
     test_target_dtypes();
     test_half_types();
+    test_nan_to_half();
     test_formulas();
     test_steps_of_a_tile();
     for (int dtype = FL_F32; dtype <= FL_F64; dtype++) {
