@@ -167,6 +167,13 @@ def test_half_gradients_are_rounded_to_the_nearest(engine, dtype):
         )
         assert np.isnan(grad.astype(np.float32)).all()
 
+    few = weights[weights > 1e-20][:: len(weights) // 300]
+    for classes in (32, 1024):  # of equal logits, each class gets exactly what comes down over their number
+        logits, target = np.zeros((len(few), classes), dtype), np.zeros(len(few), np.int64)
+        _, grad = fl.cross_entropy(logits, target, reduction="none", grad_output=few, return_grad=True, engine=engine)
+        expected = np.broadcast_to((few / np.float32(classes)).astype(dtype)[:, None], logits[:, 1:].shape)
+        assert np.array_equal(grad[:, 1:].view(np.uint16), expected.view(np.uint16))
+
     every = np.arange(2**16, dtype=np.uint32).astype(np.uint16).view(dtype)
     nan = np.isnan(every.astype(np.float32))
     assert np.isnan(fl.sigmoid(every[nan], engine=engine).astype(np.float32)).all()

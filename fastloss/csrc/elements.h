@@ -51,7 +51,7 @@ static INLINE V(vec) V(sigmoid_focal)(const V(element) * e, V(vec) * slope) {
     const V(vec) weight = V(fma)(V(set)(e->class_slope), e->y, V(set)(e->class_rest));
     const V(vec) factor = V(mul)(V(focus)(V(mul)(mixed, inverse), e->gamma), weight);
     if (slope) {
-        /* p (1 - p) / q, which is 0 where it would be 0 / 0. There, and nowhere else, the cross-entropy is infinite. */
+        /* p (1 - p) / q, which is 0 where it would be 0 / 0. Only there can the cross-entropy be infinite. */
         const V(vec) ratio = V(zero_where)(V(eq)(e->u, zero), V(div)(V(mul)(e->u, inverse), mixed));
         const V(vec) pull = V(mul)(V(mul)(V(set)(e->gamma), V(sub)(far, near)), ratio);
         const V(vec) finite = V(min)(V(set)(-REAL_LOWEST), entropy);
