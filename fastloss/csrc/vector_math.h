@@ -241,7 +241,7 @@ static INLINE V(vec) V(pow_unit)(V(vec) x, REAL a) {
 static INLINE f_vec f_log1p_unit(f_vec u) {
     const f_vec square = f_mul(u, u);
     f_vec q = f_fma(f_set(0x1.b2f010p-9f), u, f_set(-0x1.4b0542p-6f));
-#ifdef VEC_HAS_FMA
+#if VEC_HAS_FMA
     const f_vec middle = f_fma(f_set(0x1.d8607ep-5f), u, f_set(-0x1.b5787cp-4f));
     const f_vec upper = f_fma(f_set(-0x1.935c82p-3f), u, f_set(0x1.ff26dcp-3f));
     const f_vec lower = f_fma(f_set(-0x1.554df0p-2f), u, f_set(0x1.ffffd2p-2f));
