@@ -88,6 +88,15 @@ static INLINE void f_store_as(void *p, int dtype, f_vec v) {
     else
         f_store_bf16(p, v);
 }
+/* Two vectors: of NaN only what store_bf16_pair takes. */
+static INLINE void f_store_pair_as(void *p, int dtype, f_vec a, f_vec b) {
+    if (dtype == FL_BF16) {
+        f_store_bf16_pair(p, a, b);
+    } else {
+        f_store_as(p, dtype, a);
+        f_store_as((char *)p + LANES * dtype_size(dtype), dtype, b);
+    }
+}
 #else
 static INLINE d_vec d_load_as(const void *p, int dtype) {
     (void)dtype;
@@ -97,8 +106,10 @@ static INLINE void d_store_as(void *p, int dtype, d_vec v) {
     (void)dtype;
     d_store(p, v);
 }
-/* Nobody calls it: doubles have no halves. */
-static INLINE void d_store_bf16_pair(uint16_t *p, d_vec a, d_vec b) { (void)p, (void)a, (void)b; }
+static INLINE void d_store_pair_as(void *p, int dtype, d_vec a, d_vec b) {
+    d_store_as(p, dtype, a);
+    d_store_as((double *)p + LANES, dtype, b);
+}
 #endif
 
 #ifndef COPY_PART
@@ -361,7 +372,7 @@ static INLINE V(vec) V(load_block)(const void *p, int dtype, ptrdiff_t n, REAL f
 /* block * factor - shift, rounded to any floating type. Where an element is NaN, so is the factor. */
 static INLINE void V(store_scaled)(void *p, int dtype, ptrdiff_t n, const REAL *block, REAL factor, REAL shift) {
     char *to = p;
-    /* One NaN for all, with lower bits that no rounding carries out of. */
+    /* For all that is NaN, one whose lower bits no rounding carries out of, instead of those that came in. */
     REAL nan[LANES];
     V(store)(nan, V(set)((REAL)NAN));
     const bool is_nan = isnan(factor);
@@ -371,9 +382,9 @@ static INLINE void V(store_scaled)(void *p, int dtype, ptrdiff_t n, const REAL *
     FOR_DTYPE(dtype, {
         const ptrdiff_t size = dtype_size(D);
         ptrdiff_t i = 0;
-        for (; (int)D == FL_BF16 && i + 2 * LANES <= n; i += 2 * LANES)
-            V(store_bf16_pair)((uint16_t *)(to + i * size), V(fma)(V(load)(from + i * step), f, minus),
-                               V(fma)(V(load)(from + (i + LANES) * step), f, minus));
+        for (; i + 2 * LANES <= n; i += 2 * LANES)
+            V(store_pair_as)(to + i * size, D, V(fma)(V(load)(from + i * step), f, minus),
+                             V(fma)(V(load)(from + (i + LANES) * step), f, minus));
         for (; i + LANES <= n; i += LANES) V(store_as)(to + i * size, D, V(fma)(V(load)(from + i * step), f, minus));
         if (i < n) V(store_part_as)(to + i * size, D, V(fma)(V(load_part)(from + i * step, n - i, 0), f, minus), n - i);
     })

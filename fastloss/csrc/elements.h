@@ -15,11 +15,11 @@ typedef struct {
 
 /* p y softplus(-z) + (1 - y) softplus(z); far and near have the sign of z here. */
 static INLINE V(vec) V(bce_with_logits)(const V(element) * e, V(vec) * slope) {
-    const V(vec) one = V(set)(1), minus = V(set)((REAL)-0.0);
+    const V(vec) zero = V(set)(0), one = V(set)(1);
     const V(vec) positive = e->has_p ? V(mul)(e->p, e->y) : e->y, negative = V(sub)(one, e->y);
-    const V(vec) far = V(select_sign)(e->z, V(flip)(positive, minus), negative);
+    const V(vec) far = V(select_sign)(e->z, V(flip)(positive, V(set)(-1)), negative);
     const V(vec) near = V(select_sign)(e->z, V(sub)(e->y, one), positive);
-    const V(vec) linear = V(zero_where)(V(eq)(far, minus), V(mul)(far, e->z));
+    const V(vec) linear = V(zero_where)(V(eq)(far, zero), V(mul)(far, e->z));
     if (slope) *slope = V(div)(V(fnma)(near, e->u, far), V(add)(one, e->u));
     const V(vec) curved = V(log1p_unit)(e->u);
     return e->has_p ? V(fma)(V(add)(positive, negative), curved, linear) : V(add)(curved, linear);

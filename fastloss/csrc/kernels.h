@@ -9,7 +9,8 @@
 
 #define INLINE inline __attribute__((always_inline, unused))
 
-/* For a loop whose constants need all registers: inlined into a large function they would be read from the stack. */
+/* For a loop whose constants need all registers: inlined into a large function they would be read from the stack. It
+ * begins a cache line, so that its speed does not depend on what stands before it. */
 #define LOOP __attribute__((noinline, aligned(64), unused))
 
 /* A cross-entropy or a softmax call, checked, with what every tile needs derived from it. */

@@ -170,27 +170,24 @@ static INLINE void f_store_f16(uint16_t *p, f_vec v) {
 static INLINE f_vec f_load_bf16(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
 }
-static INLINE void f_store_bf16(uint16_t *p, f_vec v) {
-    const __m128i upper_halves = _mm_setr_epi8(2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1);
+/* Rounded in the upper halves of 32-bit lanes where a mask is set, elsewhere as it is. */
+static INLINE __m256i round_bf16(f_vec v, __m256i where) {
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    return _mm256_add_epi32(bits, _mm256_and_si256(where, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))));
+}
+static INLINE void f_store_bf16(uint16_t *p, f_vec v) {
+    const __m128i upper_halves = _mm_setr_epi8(2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1);
     const __m256i is_number = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_ORD_Q));
-    const __m256i half = _mm256_and_si256(is_number, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    const __m256i kept = _mm256_shuffle_epi8(_mm256_add_epi32(bits, half), _mm256_broadcastsi128_si256(upper_halves));
+    const __m256i kept = _mm256_shuffle_epi8(round_bf16(v, is_number), _mm256_broadcastsi128_si256(upper_halves));
     const __m256i packed = _mm256_permute4x64_epi64(kept, 0x08);
     _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(packed));
 }
-
-/* In the lower halves of 32-bit lanes. */
-static INLINE __m256i rounded_bf16(f_vec v) {
-    const __m256i bits = _mm256_castps_si256(v);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-    return _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
-}
 static INLINE void f_store_bf16_pair(uint16_t *p, f_vec a, f_vec b) {
-    const __m256i packed = _mm256_packus_epi32(rounded_bf16(a), rounded_bf16(b));
-    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(packed, 0xd8));
+    const __m256i all = _mm256_set1_epi32(-1);
+    const __m256i halves =
+        _mm256_packus_epi32(_mm256_srli_epi32(round_bf16(a, all), 16), _mm256_srli_epi32(round_bf16(b, all), 16));
+    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(halves, 0xd8));
 }
 
 typedef __m256d d_vec;

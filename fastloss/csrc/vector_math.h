@@ -40,7 +40,7 @@ static INLINE f_vec f_log_tail(f_vec z) {
 
 #define EXP_SCALE_BITS 53
 
-/* In pairs: the steps of one after the other would wait longer for each other. */
+/* In pairs, so that few steps wait for each other. */
 static INLINE d_vec d_exp_tail(d_vec r) {
     const d_vec square = d_mul(r, r);
     d_vec p = d_fma(d_set(0x1.ad7f457020b3fp-26), r, d_set(0x1.28ad9def2129fp-22));
@@ -236,8 +236,8 @@ static INLINE V(vec) V(pow_unit)(V(vec) x, REAL a) {
 }
 
 #if WORKING_TYPE == 32
-/* log(1 + u) for u in [0, 1], as u - u^2 Q(u): fewer operations than f_log1p, and no division. In pairs, so that few
- * steps wait for each other; without FMA, which would make errors of 2.06 ULP of that, one after the other. */
+/* log(1 + u) for u in [0, 1], as u - u^2 Q(u): fewer operations than f_log1p, and no division. Q adds up in pairs, so
+ * that few steps wait for each other; without FMA the error would be above 2 ULP, and Horner's scheme is taken. */
 static INLINE f_vec f_log1p_unit(f_vec u) {
     const f_vec square = f_mul(u, u);
     f_vec q = f_fma(f_set(0x1.b2f010p-9f), u, f_set(-0x1.4b0542p-6f));
