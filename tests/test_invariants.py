@@ -135,6 +135,33 @@ def test_the_same_bits_for_any_number_of_threads(engine, dtype, shape, axis):
         assert same_bits(fl.log_softmax(logits, axis, num_threads=threads, engine=engine), values)
 
 
+@pytest.mark.parametrize("count", [1, 4096, 4097])
+@pytest.mark.parametrize("options", [{}, {"reduction": "sum", "grad_output": -2.5}], ids=["mean", "sum"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_few_elements_have_the_bits_of_the_general_way(dtype, options, count):
+    """Calls of up to 4096 elements take one of their own, unless an argument is of an unusual type."""
+    z = np.random.default_rng(4).normal(0, 3, count).astype(dtype)
+    plain, usual = np.float32(0), 0.0
+    for function, logits, target in (
+        (fl.binary_cross_entropy_with_logits, z, (z > 1).astype(dtype)),
+        (fl.cross_entropy, z[: count // 2 * 2].reshape(-1, 2), np.arange(count // 2) % 3 % 2),
+        (fl.cross_entropy, z.reshape(1, -1), np.array([count // 2])),
+    ):
+        if logits.size == 0:
+            continue
+        results = [function(logits, target, label_smoothing=s, return_grad=True, **options) for s in (plain, usual)]
+        (loss, grad), (expected, expected_grad) = results
+        assert loss == expected
+        assert same_bits(grad, expected_grad)
+
+
+@pytest.mark.parametrize("empty", ["nan", "zero"])
+def test_few_elements_that_do_not_count(empty):
+    loss, grad = fl.cross_entropy(np.ones((3, 4)), np.full(3, -100), empty=empty, return_grad=True)
+    assert loss == 0 if empty == "zero" else np.isnan(loss)
+    assert not grad.any()
+
+
 @every_dtype
 @pytest.mark.parametrize("shape", [(40, 10), (9, 33), (5, 1000)], ids=str)
 def test_the_same_bits_on_any_alignment(engine, dtype, shape):

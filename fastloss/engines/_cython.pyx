@@ -48,6 +48,8 @@ cdef extern from "fastloss.h" nogil:
         FL_MEAN
         FL_SUM
         FL_NONE
+        FL_EMPTY_NAN
+        FL_EMPTY_ZERO
         FL_SOFTMAX
         FL_LOG_SOFTMAX
         FL_LOGSUMEXP
@@ -110,6 +112,7 @@ cdef extern from "fastloss.h" nogil:
         double softcap
         int reduction
         double normalizer
+        int empty
 
     ctypedef struct fl_target_check:
         double weight
@@ -175,11 +178,13 @@ cdef extern from "fastloss.h" nogil:
     const char *fl_isa()
     const char *fl_isa_list()
     fl_class_call fl_class_call_init()
+    int fl_class_loss(const fl_class_call *, double *)
     int fl_class_tiles(const fl_class_call *, Py_ssize_t *)
     int fl_class_check(const fl_class_call *, Py_ssize_t, fl_target_check *)
     size_t fl_class_scratch(const fl_class_call *)
     int fl_class_tile(const fl_class_call *, Py_ssize_t, void *, double *)
     fl_element_call fl_element_call_init()
+    int fl_element_loss(const fl_element_call *, double *)
     int fl_element_tiles(const fl_element_call *, Py_ssize_t *)
     int fl_element_check(const fl_element_call *, Py_ssize_t, fl_target_check *)
     int fl_element_tile(const fl_element_call *, Py_ssize_t, double *)
@@ -291,6 +296,11 @@ def memory_of(object capsule, cnp.dtype dtype):
 # Below this many elements a second thread costs more than it does.
 cdef enum:
     SERIAL_ELEMENTS = 65536
+
+# Up to so many take microseconds, in one call of the library: to hand out tiles, and to give up Python's lock and get it
+# back, would take as long.
+cdef enum:
+    FEW_ELEMENTS = 4096
 
 # What OpenMP would use unless someone limits it (threadpoolctl, torch.set_num_threads): less than this is a limit.
 cdef int openmp_default = threads.from_environment({"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")}) \
@@ -750,6 +760,14 @@ def plain_class_loss(
         if type(grad_output) is not float:
             return None
         call.grad_scale = grad_output
+    if return_grad or out_grad is not None:
+        grad = new_array(z.ndim, z.shape, z) if out_grad is None else out_grad
+        call.grad.data = cnp.PyArray_DATA(grad)
+    if z.size <= FEW_ELEMENTS:
+        call.empty = FL_EMPTY_ZERO if empty == "zero" else FL_EMPTY_NAN
+        if fl_class_loss(&call, &total) != FL_OK:
+            return None
+        return total if grad is None else (total, grad)
     if fl_class_tiles(&call, &count) != FL_OK:
         return None
     thread_number = thread_count(num_threads, z.size)
@@ -757,16 +775,13 @@ def plain_class_loss(
     try:
         with nogil:
             status = check_cross_entropy(&call, &tiles, thread_number, &denominator)
-        if status != FL_OK:
-            return None
-        if return_grad or out_grad is not None:
-            grad = new_array(z.ndim, z.shape, z) if out_grad is None else out_grad
-            call.grad.data = cnp.PyArray_DATA(grad)
-        call.normalizer = denominator
-        with nogil:
-            total = run_cross_entropy(&call, &tiles, thread_number)
+            if status == FL_OK:
+                call.normalizer = denominator
+                total = run_cross_entropy(&call, &tiles, thread_number)
     finally:
         free(tiles.sums)
+    if status != FL_OK:
+        return None
     total = reduced(total, denominator, call.reduction == FL_MEAN, empty == "zero")
     return total if grad is None else (total, grad)
 
@@ -1043,8 +1058,8 @@ def plain_element_loss(
     """The common call: contiguous arrays, simple options. None where anything is out of the ordinary."""
     cdef fl_element_call call
     cdef cnp.ndarray z, y, grad = None
-    cdef double denominator = 0, total
-    cdef int code
+    cdef double denominator = 0, total = 0
+    cdef int code, status
     if not is_plain_array(logits) or not is_plain_array(target):
         return None
     z = logits
@@ -1076,8 +1091,13 @@ def plain_element_loss(
     if return_grad or out_grad is not None:
         grad = new_array(z.ndim, z.shape, z) if out_grad is None else out_grad
         call.grad = cnp.PyArray_DATA(grad)
-    total = element_total(&call, num_threads, &denominator, None)
-    total = reduced(total, denominator, call.reduction == FL_MEAN, False)
+    if z.size <= FEW_ELEMENTS:
+        status = fl_element_loss(&call, &total)
+        if status != FL_OK:
+            raise_status(status)
+    else:
+        total = element_total(&call, num_threads, &denominator, None)
+        total = reduced(total, denominator, call.reduction == FL_MEAN, False)
     return total if grad is None else (total, grad)
 
 
