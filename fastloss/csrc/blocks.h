@@ -16,13 +16,13 @@ static INLINE V(vec) V(max_block)(const REAL *z, ptrdiff_t n) {
     V(vec) m0 = V(set)(-INFINITY), m1 = m0, m2 = m0, m3 = m0;
     ptrdiff_t i = 0;
     for (; i + 4 * LANES <= n; i += 4 * LANES) {
-        m0 = V(max)(V(load)(z + i), m0);
-        m1 = V(max)(V(load)(z + i + LANES), m1);
-        m2 = V(max)(V(load)(z + i + 2 * LANES), m2);
-        m3 = V(max)(V(load)(z + i + 3 * LANES), m3);
+        m0 = V(max)(m0, V(load)(z + i));
+        m1 = V(max)(m1, V(load)(z + i + LANES));
+        m2 = V(max)(m2, V(load)(z + i + 2 * LANES));
+        m3 = V(max)(m3, V(load)(z + i + 3 * LANES));
     }
-    for (; i + LANES <= n; i += LANES) m0 = V(max)(V(load)(z + i), m0);
-    if (i < n) m1 = V(max)(V(load_part)(z + i, n - i, -INFINITY), m1);
+    for (; i + LANES <= n; i += LANES) m0 = V(max)(m0, V(load)(z + i));
+    if (i < n) m1 = V(max)(m1, V(load_part)(z + i, n - i, -INFINITY));
     return V(max)(V(max)(m0, m1), V(max)(m2, m3));
 }
 
@@ -195,25 +195,11 @@ typedef struct {
 #endif
 
 /* How many classes rank in front of the target: those whose logits are above its own, and equal ones of earlier
- * classes. What is above limit[0] is at or above the target's logit, limit[LANES]. */
+ * classes, which are above `below`. */
 typedef struct {
-    const REAL *limit;
-    ptrdiff_t own; /* where the vector begins that holds the target */
-    ptrdiff_t ahead;
+    V(vec) below, own;
+    V(int) ahead;
 } V(ranking);
-
-/* Adds those of the vector from class c on, all but the equal ones of the target's own vector. */
-static INLINE void V(rank_step)(V(ranking) * rank, V(vec) z, ptrdiff_t c) {
-    const V(vec) limit = V(set)(rank->limit[(c >= rank->own) * LANES]);
-    rank->ahead += count_lanes(V(set_lanes)(V(lt)(limit, z)));
-}
-
-/* How many of the target's own vector, of a row of at least one vector, are equal to it and earlier. */
-static INLINE int V(equal_earlier)(const REAL *z, ptrdiff_t classes, ptrdiff_t y, ptrdiff_t own, REAL z_y) {
-    const ptrdiff_t from = own < classes - LANES ? own : classes - LANES;
-    const unsigned earlier = (1u << (y - from)) - (1u << (own - from));
-    return count_lanes(V(set_lanes)(V(eq)(V(load)(z + from), V(set)(z_y))) & earlier);
-}
 
 /* The next smaller number, but for -inf: what is above it is at or above x. */
 static INLINE V(vec) V(below)(V(vec) x) {
@@ -236,7 +222,8 @@ typedef struct {
 
 static INLINE V(exp_sums) V(no_exps)(ptrdiff_t target) {
     const V(vec) zero = V(set)(0);
-    return (V(exp_sums)){{zero, zero}, zero, {zero, zero}, V(int_set)(0), V(int_set)((V(index))target), {NULL, 0, 0}};
+    const V(int) none = V(int_set)(0);
+    return (V(exp_sums)){{zero, zero}, zero, {zero, zero}, none, V(int_set)((V(index))target), {zero, zero, none}};
 }
 
 /* One vector of logits from number c on, of which x is the distance from the reference and `distance` the same, but 0
@@ -245,13 +232,17 @@ static INLINE V(exp_sums) V(no_exps)(ptrdiff_t target) {
 static INLINE void V(exp_step)(V(vec) value, V(vec) x, V(vec) distance, REAL *e, ptrdiff_t keep, exp_form form,
                                bool clamps, ptrdiff_t c, int k, V(exp_sums) * sums) {
     if (form.distances) sums->distance = V(add)(sums->distance, distance);
-    if (form.ranks) V(rank_step)(&sums->rank, value, c);
     if (clamps) x = V(exp_floor)(x, EXP_SCALE_BITS);
     V(vec) exps = V(exp_floored)(x);
     if (form.quick)
         sums->positions = V(int_differences)(sums->positions, V(bits)(V(exp_position)(x)), V(bits)(V(set)(EXP_ROUND)));
     if (form.keeps) keep == LANES ? V(store)(e, exps) : V(store_part)(e, exps, keep);
     if (form.has_target) exps = V(zero_where)(V(int_eq)(sums->target, V(int_load)(V(numbers) + c)), exps);
+    if (form.ranks) {
+        V(ranking) *rank = &sums->rank;
+        const V(mask) is_earlier = V(int_lt)(V(int_load)(V(numbers) + c), sums->target);
+        rank->ahead = V(int_count)(V(lt)(V(select)(is_earlier, rank->below, rank->own), value), rank->ahead);
+    }
     sums->sum[k] = form.starts ? exps : V(add)(sums->sum[k], exps);
     if (form.moments) sums->moment[k] = form.starts ? V(mul)(exps, x) : V(fma)(exps, x, sums->moment[k]);
 }
@@ -266,6 +257,7 @@ static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL re
     for (; i + group <= n; i += group) {
         if (form.fetches) fetch_ahead(z + i * size, group * size, pages);
         if (form.fetches_kept) fetch_ahead_for_writing(e + i, pages);
+#pragma GCC unroll 16
         for (ptrdiff_t k = i; k < i + group; k += LANES) {
             const V(vec) value = V(load_as)(z + k * size, form.dtype), x = V(add)(minus, value);
             const int turn = (int)((k - i) / LANES % 2);
@@ -327,6 +319,7 @@ EXP_FORM(exp_moments, .quick = true, .moments = true)
 EXP_FORM(exp_others, .quick = true, .has_target = true)
 EXP_FORM(exp_others_kept, .quick = true, .keeps = true, .has_target = true)
 EXP_FORM(exp_others_kept_and_fetched, .quick = true, .keeps = true, .fetches_kept = true, .has_target = true)
+EXP_FORM(exp_others_moments, .quick = true, .has_target = true, .moments = true)
 EXP_FORM(exp_others_summed, .quick = true, .has_target = true, .distances = true, .moments = true)
 EXP_FORM(exp_others_summed_kept, .quick = true, .keeps = true, .has_target = true, .distances = true)
 EXP_FORM(exp_others_summed_kept_and_fetched, .quick = true, .keeps = true, .fetches_kept = true, .has_target = true,

@@ -108,26 +108,27 @@ static INLINE void V(finish)(const class_task *task, bool options, V(vec) m, V(v
 
 /* ---- By-products: how many classes rank in front of the target, and the entropy -------------------------------- */
 
+/* How many of a vector's lanes are above the limit. */
+static INLINE ptrdiff_t V(count_above)(V(vec) z, V(vec) limit) { return count_lanes(V(set_lanes)(V(lt)(limit, z))); }
+
 /* How many of n logits rank in front of number y, whose logit is z_y: those above it, and equal ones of earlier
  * classes. y may be outside. Counts no further than to `enough`, or little more. */
 static LOOP REAL V(count_ahead)(const REAL *z, ptrdiff_t n, ptrdiff_t y, REAL z_y, REAL enough) {
-    const V(vec) at = V(set)(z_y), below = V(below)(at);
+    const V(vec) own = V(set)(z_y), below = V(below)(own);
     const ptrdiff_t step = 4 * LANES, most = (ptrdiff_t)enough;
-    REAL limit[2 * LANES];
-    V(store)(limit, below);
-    V(store)(limit + LANES, at);
-    V(ranking) rank = {limit, y & ~(ptrdiff_t)(LANES - 1), 0};
-    ptrdiff_t c = 0;
-    while (c + step <= n && rank.ahead < most)
-        for (const ptrdiff_t end = c + step; c < end; c += LANES) V(rank_step)(&rank, V(load)(z + c), c);
-    for (; c < n && rank.ahead < most; c += LANES)
-        V(rank_step)(&rank, n - c < LANES ? V(load_part)(z + c, n - c, -INFINITY) : V(load)(z + c), c);
-    if (rank.ahead < most && y >= 0 && y < n) {
-        const V(vec) own =
-            n - rank.own < LANES ? V(load_part)(z + rank.own, n - rank.own, -INFINITY) : V(load)(z + rank.own);
-        rank.ahead += count_lanes(V(set_lanes)(V(eq)(own, at)) & ((1u << (y - rank.own)) - 1));
+    const ptrdiff_t its = y & ~(ptrdiff_t)(LANES - 1); /* where the vector begins that holds the target */
+    ptrdiff_t c = 0, ahead = 0;
+    while (c + step <= n && ahead < most)
+        for (const ptrdiff_t end = c + step; c < end; c += LANES)
+            ahead += V(count_above)(V(load)(z + c), c < its ? below : own);
+    for (; c < n && ahead < most; c += LANES)
+        ahead += V(count_above)(n - c < LANES ? V(load_part)(z + c, n - c, -INFINITY) : V(load)(z + c),
+                                c < its ? below : own);
+    if (ahead < most && y >= 0 && y < n) {
+        const V(vec) around = n - its < LANES ? V(load_part)(z + its, n - its, -INFINITY) : V(load)(z + its);
+        ahead += count_lanes(V(set_lanes)(V(eq)(around, own)) & ((1u << (y - its)) - 1));
     }
-    return (REAL)rank.ahead;
+    return (REAL)ahead;
 }
 
 /* From so many on, it does not matter how many rank in front. */
@@ -213,10 +214,11 @@ static INLINE void V(add_block)(const class_task *task, const char *z, ptrdiff_t
     bool done = false;
     if (!row->careful) {
         if (!kept)
-            done = (smooth || (here && with_moments) ? V(exp_others_summed)
-                    : here                           ? V(exp_others)
-                    : with_moments                   ? V(exp_moments)
-                                                     : V(exp_added))(dtype, p, e, n, row->ref, pages, y - c, &sums);
+            done = (smooth                 ? V(exp_others_summed)
+                    : here && with_moments ? V(exp_others_moments)
+                    : here                 ? V(exp_others)
+                    : with_moments         ? V(exp_moments)
+                                           : V(exp_added))(dtype, p, e, n, row->ref, pages, y - c, &sums);
         else if (fetches_kept)
             done = (smooth ? V(exp_others_summed_kept_and_fetched)
                     : here ? V(exp_others_kept_and_fetched)
@@ -284,9 +286,15 @@ static INLINE REAL V(ahead_in)(const class_task *task, const char *z, ptrdiff_t 
         p = (const REAL *)z + c;
     else
         V(load_block)(z + c * dtype_size(task->call.logits.dtype), task->call.logits.dtype, n, -INFINITY, block);
-    /* Of the first block, a part tells of most rows that enough rank in front; of the others, of most rows none does.
-     */
-    if (c > 0 && !V(any)(V(lt)(V(below)(V(set)(z_y)), V(max_block)(p, n)))) return 0;
+    /* Of rows that are not learned yet, most have enough in front among the first logits. Of the blocks after the first
+     * one, most have none. */
+    if (c == 0 && n >= FIRST_LOGITS) {
+        ptrdiff_t ahead = 0;
+        for (ptrdiff_t k = 0; k < FIRST_LOGITS; k += LANES) ahead += V(count_above)(V(load)(p + k), V(set)(z_y));
+        if ((REAL)ahead >= enough) return enough;
+    } else if (c > 0 && !V(any)(V(lt)(V(below)(V(set)(z_y)), V(max_block)(p, n)))) {
+        return 0;
+    }
     return V(count_ahead)(p, n, y - c, z_y, enough);
 }
 
@@ -300,15 +308,14 @@ static INLINE V(row_sums)
     return (V(row_sums)){ref, z_y, e_y, 0, careful, 0, 0, 0, none, none, none};
 }
 
-/* The sums of row i. pending: the row before, to be scaled meanwhile, or NULL. */
+/* The sums of row i. pending: the row before, to be scaled meanwhile, or NULL. most: V(most_ahead). */
 static INLINE V(row_sums) V(sum_row)(const class_task *task, V(batch) * batch, ptrdiff_t i, REAL *kept,
-                                     V(pending) * pending, bool native, bool smooth, bool with_metrics) {
+                                     V(pending) * pending, REAL most, bool native, bool smooth, bool with_metrics) {
     const ptrdiff_t classes = task->call.classes, y = (ptrdiff_t)batch->y[i];
     const ptrdiff_t size = native ? (ptrdiff_t)sizeof(REAL) : dtype_size(task->call.logits.dtype);
     const bool streams = batch->streams;
     const char *z = batch->z[i];
     const REAL z_y = native ? ((const REAL *)z)[y] : V(load_one)(z + y * size, task->call.logits.dtype);
-    const REAL most = with_metrics ? V(most_ahead)(task) : 0;
     const bool careful = (const char *)kept == z; /* in place there is no second try */
     V(row_sums) row = V(new_row)(task, z, z_y, native, careful, kept);
     for (ptrdiff_t c = 0; c < classes; c += BLOCK) {
@@ -416,6 +423,7 @@ static INLINE void V(long_rows)(const class_task *task, V(batch) * batch, bool n
                                 bool with_metrics) {
     const ptrdiff_t classes = task->call.classes;
     V(pending) last = {0}, *pending = with_grad && (native || batch->streams) ? &last : NULL;
+    const REAL most = with_metrics ? V(most_ahead)(task) : 0;
     for (ptrdiff_t first = 0; first < batch->count; first += LANE_TARGETS) {
         const ptrdiff_t n = batch->count - first < LANE_TARGETS ? batch->count - first : LANE_TARGETS;
         const ptrdiff_t vectors = (n + LANES - 1) / LANES;
@@ -430,7 +438,7 @@ static INLINE void V(long_rows)(const class_task *task, V(batch) * batch, bool n
                     REAL *kept = !with_grad                  ? NULL
                                  : native && !batch->streams ? (REAL *)batch->grad[i]
                                                              : batch->scratch; /* the exponentials */
-                    row = V(sum_row)(task, batch, i, kept, pending, native, smooth, with_metrics);
+                    row = V(sum_row)(task, batch, i, kept, pending, most, native, smooth, with_metrics);
                     if (with_grad) V(row_grad)(task, batch, i, &row, kept, pending, smooth);
                 }
                 ref[k] = row.ref;
@@ -481,7 +489,7 @@ static INLINE V(vec) V(row_vector)(const REAL *z, ptrdiff_t classes, ptrdiff_t v
 static INLINE V(vec) V(row_max)(const REAL *z, ptrdiff_t classes, ptrdiff_t vectors) {
     if (!vectors) return V(max_block)(z, classes);
     V(vec) max = V(row_vector)(z, classes, 0, vectors, -INFINITY);
-    for (ptrdiff_t v = 1; v < vectors; v++) max = V(max)(V(row_vector)(z, classes, v, vectors, -INFINITY), max);
+    for (ptrdiff_t v = 1; v < vectors; v++) max = V(max)(max, V(row_vector)(z, classes, v, vectors, -INFINITY));
     return max;
 }
 
@@ -492,6 +500,7 @@ static INLINE void V(row_exps)(const REAL *z, REAL *e, ptrdiff_t classes, ptrdif
     if (!vectors && fetched) V(prefetch)(z + fetched, classes, false);
     if (!vectors) V(exp_part)(z, e, classes, -*minus_ref, form, false, sums);
     const V(vec) minus = V(set)(*minus_ref);
+#pragma GCC unroll 16
     for (ptrdiff_t v = 0; v < vectors; v++) {
         if (v * VEC_BYTES % LINE_BYTES == 0) V(prefetch)(z + fetched + v * LANES, LANES, false);
         const V(vec) value = V(row_vector)(z, classes, v, vectors, -INFINITY), x = V(add)(minus, value);
@@ -507,12 +516,6 @@ static INLINE void V(scale_row)(REAL *p, const REAL *e, ptrdiff_t classes, ptrdi
     const V(vec) f = V(set)(factor), minus = V(set)(-shift);
     for (ptrdiff_t i = 0; i + LANES < padded; i += LANES) V(store)(p + i, V(fma)(V(load)(e + i), f, minus));
     V(store)(p + classes - LANES, V(fma)(V(load)(e + classes - LANES), f, minus));
-}
-
-/* Integers below 2^22 in all lanes. */
-static INLINE V(vec) V(small_numbers)(V(int) n) {
-    const V(vec) base = V(set)(EXP_ROUND);
-    return V(sub)(V(from_bits)(V(int_add)(V(bits)(base), n)), base);
 }
 
 /* Whether n rows of so many bytes lie behind each other. */
@@ -580,10 +583,8 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t a
         for (ptrdiff_t group = 0; group < groups; group++) {
             const ptrdiff_t from = first + group * LANES, count = n - group * LANES < LANES ? n - group * LANES : LANES;
             REAL *kept = stage + group * LANES * padded;
-            REAL minus_m[LANES], z_y[LANES];
-            REAL limits[2 * LANES]; /* of V(ranking), for each row */
-            V(index) aheads[LANES] = {0};
-            V(vec) sums[LANES], distances[LANES], moments[LANES];
+            REAL minus_m[LANES], z_y[LANES], below[LANES];
+            V(vec) sums[LANES], distances[LANES], moments[LANES], aheads[LANES];
             const V(row_group) its = native ? next : V(group_of)(task, batch, from, vectors, false, kept);
             if (native && from + LANES < batch->count)
                 next = V(group_of)(task, batch, from + LANES, vectors, true, NULL);
@@ -591,21 +592,19 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t a
             all.z_y[group] = its.z_y;
             V(store)(minus_m, V(sub)(V(set)(0), its.m));
             if (with_metrics) V(store)(z_y, its.z_y);
-            if (with_metrics) V(store)(limits, V(below)(its.z_y));
-            if (with_metrics) V(store)(limits + LANES, its.z_y);
-            for (ptrdiff_t r = count; r < LANES; r++) sums[r] = distances[r] = moments[r] = V(set)(0);
+            if (with_metrics) V(store)(below, V(below)(its.z_y));
+            for (ptrdiff_t r = count; r < LANES; r++) sums[r] = distances[r] = moments[r] = aheads[r] = V(set)(0);
             for (ptrdiff_t r = 0; r < count; r++) {
                 const ptrdiff_t at = group * LANES + r, y = (ptrdiff_t)batch->y[from + r];
                 const REAL *z = native ? (const REAL *)batch->z[from + r] : kept + r * padded;
                 V(exp_sums) row = V(no_exps)(y);
-                row.rank = (V(ranking)){limits + r, y - y % LANES, 0};
+                if (with_metrics) row.rank = (V(ranking)){V(set)(below[r]), V(set)(z_y[r]), V(int_set)(0)};
                 V(row_exps)(z, with_grad ? kept + r * padded : NULL, classes, vectors, minus_m + r, form, fetched,
                             &row);
                 sums[r] = V(add)(row.sum[0], row.sum[1]);
                 distances[r] = row.distance;
                 moments[r] = V(add)(row.moment[0], row.moment[1]);
-                if (with_metrics)
-                    aheads[r] = (V(index))(row.rank.ahead + V(equal_earlier)(z, classes, y, row.rank.own, z_y[r]));
+                if (with_metrics) aheads[r] = V(number)(row.rank.ahead);
                 /* A few hundred bytes at a time. */
                 if (with_grad && native && batch->streams && (classes > 64 || at % 4 == 3))
                     V(stream_waiting)(task, batch, at + 1);
@@ -615,7 +614,7 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t a
             all.rest[group] = V(mul)(V(rows_sum)(sums), V(set)(SCALE_DOWN));
             all.distance[group] = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
             if (with_metrics) all.moment[group] = V(mul)(V(rows_sum)(moments), V(set)(SCALE_DOWN));
-            if (with_metrics) all.ahead[group] = V(small_numbers)(V(int_load)(aheads));
+            if (with_metrics) all.ahead[group] = V(rows_sum)(aheads);
         }
         V(finished) f[ROW_GROUPS];
         V(finish_all)(task, &all, groups, batch, first, with_metrics, f);
@@ -846,7 +845,7 @@ static INLINE void V(lanes_max)(const V(lane_block) * block, const V(lane_batch)
         for (ptrdiff_t c = 0; c < classes; c++, p += stride)
             for (ptrdiff_t k = 0; k < width; k++) {
                 const V(vec) value = V(load_lanes)(p + k * LANES, part);
-                m[k] = V(max)(value, m[k]);
+                m[k] = V(max)(m[k], value);
                 if (with_target) z_y[k] = V(select)(V(int_eq)(y[k], V(int_set)((V(index))c)), value, z_y[k]);
             }
         for (ptrdiff_t k = 0; k < width; k++) out->m[v + k] = m[k];
@@ -870,17 +869,18 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
     V(lane_copy) copy = {0};
     if (copies) copy = *block->ahead;
     for (ptrdiff_t v = 0; v < block->vectors; v += width) {
-        V(vec) m[2], z_y[2], at[2], limit[2], sum[2], x_sum[2], moment_sum[2], ahead[2];
-        V(int) y[2];
-        V(acc) sums[2], x_sums[2], moments[2], aheads[2];
+        V(vec) m[2], z_y[2], at[2], limit[2], sum[2], x_sum[2], moment_sum[2];
+        V(int) y[2], ahead[2];
+        V(acc) sums[2], x_sums[2], moments[2];
         const REAL *z = block->z + v * LANES;
         REAL *kept = with_grad ? block->e + v * LANES : NULL;
         for (ptrdiff_t k = 0; k < width; k++) {
             y[k] = V(int_load)(batch->y + block->at + (v + k) * LANES);
             m[k] = out->m[v + k];
             z_y[k] = zero;
-            sum[k] = x_sum[k] = moment_sum[k] = ahead[k] = zero;
-            sums[k] = x_sums[k] = moments[k] = aheads[k] = V(acc_zero)();
+            sum[k] = x_sum[k] = moment_sum[k] = zero;
+            sums[k] = x_sums[k] = moments[k] = V(acc_zero)();
+            ahead[k] = V(int_set)(0);
             if (with_metrics) {
                 at[k] = out->z_y[v + k];
                 limit[k] = V(below)(at[k]);
@@ -903,7 +903,7 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
                     if (with_metrics) {
                         /* Of equal logits those before the target's class rank in front. */
                         limit[k] = V(select)(is_target, at[k], limit[k]);
-                        ahead[k] = V(count_where)(V(lt)(limit[k], value), ahead[k]);
+                        ahead[k] = V(int_count)(V(lt)(limit[k], value), ahead[k]);
                         moment_sum[k] = V(fma)(other, floored, moment_sum[k]);
                     }
                 }
@@ -917,15 +917,13 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
                 V(acc_add)(&sums[k], sum[k]);
                 if (smooth) V(acc_add)(&x_sums[k], x_sum[k]);
                 if (with_metrics) V(acc_add)(&moments[k], moment_sum[k]);
-                if (with_metrics) V(acc_add)(&aheads[k], ahead[k]);
-                sum[k] = x_sum[k] = moment_sum[k] = ahead[k] = zero;
+                sum[k] = x_sum[k] = moment_sum[k] = zero;
             }
         }
         for (ptrdiff_t k = 0; flushes && k < width; k++) {
             sum[k] = V(acc_lanes)(sums[k]);
             if (smooth) x_sum[k] = V(acc_lanes)(x_sums[k]);
             if (with_metrics) moment_sum[k] = V(acc_lanes)(moments[k]);
-            if (with_metrics) ahead[k] = V(acc_lanes)(aheads[k]);
         }
         for (ptrdiff_t k = 0; k < width; k++) {
             out->rest[v + k] = V(mul)(sum[k], V(set)(SCALE_DOWN));
@@ -933,7 +931,7 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
             if (!with_metrics) out->z_y[v + k] = z_y[k];
             if (with_metrics) {
                 out->moment[v + k] = V(mul)(moment_sum[k], V(set)(SCALE_DOWN));
-                out->ahead[v + k] = ahead[k];
+                out->ahead[v + k] = V(number)(ahead[k]);
             }
         }
     }

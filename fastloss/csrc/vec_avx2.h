@@ -13,11 +13,12 @@
  *     set_lanes                the lanes of a mask that are set, as bits
  *     select, zero_where       select(m, a, b): m ? a : b;  zero_where(m, a): m ? 0 : a
  *     select_sign, flip        where x has its sign bit set, select_sign(x, a, b) is a, else b, and flip(v, x) is -v
- *     count_where              count_where(m, n): m ? n + 1 : n
  *     pow2                     2^n, from t = n + bias + 1.5 * 2^mantissa bits (see exp in vector_math.h)
  *     pow2_steps               2^(n / 2^POW2_STEP_BITS) likewise, by a table in a register, from minimax.py; the bias is
  *                              in steps. Float only, and only where POW2_STEP_BITS is defined
  *     int_differences          the bits of the first, and those in which the others differ
+ *     int_count                int_count(m, n): m ? n + 1 : n
+ *     number                   an integer as a number, of less than 2^31
  *     exponent                 an integer's bits above the mantissa, as a number
  *     acc                      a sum in double, lane by lane
  *     VEC_SETTLE               has a sum computed here: compilers put additions off, and with so few registers keep on
@@ -94,7 +95,6 @@ static INLINE f_mask f_eq(f_vec a, f_vec b) { return _mm256_cmp_ps(a, b, _CMP_EQ
 static INLINE bool f_any(f_mask m) { return _mm256_movemask_ps(m) != 0; }
 static INLINE unsigned f_set_lanes(f_mask m) { return (unsigned)_mm256_movemask_ps(m); }
 static INLINE f_vec f_select(f_mask m, f_vec a, f_vec b) { return _mm256_blendv_ps(b, a, m); }
-static INLINE f_vec f_count_where(f_mask m, f_vec n) { return _mm256_add_ps(n, _mm256_and_ps(m, _mm256_set1_ps(1))); }
 static INLINE f_vec f_zero_where(f_mask m, f_vec a) { return _mm256_andnot_ps(m, a); }
 static INLINE f_vec f_pow2(f_vec t) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(t), 23)); }
 static const int32_t power_table[8] = {0x0, -0x46a3e, -0x7c810, -0xa0129, -0xafb0d, -0xa98d6, -0x8bb03, -0x53f39};
@@ -106,6 +106,9 @@ static INLINE f_vec f_pow2_steps(f_vec t) {
 static INLINE f_int f_int_load(const f_index *p) { return _mm256_loadu_si256((const __m256i *)p); }
 static INLINE f_int f_int_set(f_index x) { return _mm256_set1_epi32(x); }
 static INLINE f_mask f_int_eq(f_int a, f_int b) { return _mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b)); }
+static INLINE f_mask f_int_lt(f_int a, f_int b) { return _mm256_castsi256_ps(_mm256_cmpgt_epi32(b, a)); }
+static INLINE f_int f_int_count(f_mask m, f_int n) { return _mm256_sub_epi32(n, _mm256_castps_si256(m)); }
+static INLINE f_vec f_number(f_int v) { return _mm256_cvtepi32_ps(v); }
 static INLINE f_int f_bits(f_vec v) { return _mm256_castps_si256(v); }
 static INLINE f_vec f_from_bits(f_int v) { return _mm256_castsi256_ps(v); }
 static INLINE f_int f_int_add(f_int a, f_int b) { return _mm256_add_epi32(a, b); }
@@ -233,12 +236,13 @@ static INLINE d_mask d_eq(d_vec a, d_vec b) { return _mm256_cmp_pd(a, b, _CMP_EQ
 static INLINE bool d_any(d_mask m) { return _mm256_movemask_pd(m) != 0; }
 static INLINE unsigned d_set_lanes(d_mask m) { return (unsigned)_mm256_movemask_pd(m); }
 static INLINE d_vec d_select(d_mask m, d_vec a, d_vec b) { return _mm256_blendv_pd(b, a, m); }
-static INLINE d_vec d_count_where(d_mask m, d_vec n) { return _mm256_add_pd(n, _mm256_and_pd(m, _mm256_set1_pd(1))); }
 static INLINE d_vec d_zero_where(d_mask m, d_vec a) { return _mm256_andnot_pd(m, a); }
 static INLINE d_vec d_pow2(d_vec t) { return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(t), 52)); }
 static INLINE d_int d_int_load(const d_index *p) { return _mm256_loadu_si256((const __m256i *)p); }
 static INLINE d_int d_int_set(d_index x) { return _mm256_set1_epi64x(x); }
 static INLINE d_mask d_int_eq(d_int a, d_int b) { return _mm256_castsi256_pd(_mm256_cmpeq_epi64(a, b)); }
+static INLINE d_mask d_int_lt(d_int a, d_int b) { return _mm256_castsi256_pd(_mm256_cmpgt_epi64(b, a)); }
+static INLINE d_int d_int_count(d_mask m, d_int n) { return _mm256_sub_epi64(n, _mm256_castpd_si256(m)); }
 static INLINE d_int d_bits(d_vec v) { return _mm256_castpd_si256(v); }
 static INLINE d_vec d_from_bits(d_int v) { return _mm256_castsi256_pd(v); }
 static INLINE d_int d_int_add(d_int a, d_int b) { return _mm256_add_epi64(a, b); }
@@ -246,7 +250,12 @@ static INLINE d_int d_int_and(d_int a, d_int b) { return _mm256_and_si256(a, b);
 static INLINE d_int d_int_differences(d_int seen, d_int a, d_int b) {
     return _mm256_or_si256(seen, _mm256_xor_si256(a, b));
 }
-/* There is no conversion from 64-bit integers: the upper halves, which hold the exponents, are packed and converted. */
+/* There is no conversion from 64-bit integers: the lower halves, or the upper ones, which hold the exponents, are
+ * packed and converted. */
+static INLINE d_vec d_number(d_int v) {
+    const __m256i lower = _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
+    return _mm256_cvtepi32_pd(_mm256_castsi256_si128(lower));
+}
 static INLINE d_vec d_exponent(d_int v) {
     const __m256i upper = _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(1, 3, 5, 7, 1, 3, 5, 7));
     return _mm256_cvtepi32_pd(_mm_srai_epi32(_mm256_castsi256_si128(upper), 20));

@@ -53,7 +53,6 @@ static INLINE f_mask f_eq(f_vec a, f_vec b) { return _mm512_cmp_ps_mask(a, b, _C
 static INLINE bool f_any(f_mask m) { return m != 0; }
 static INLINE unsigned f_set_lanes(f_mask m) { return m; }
 static INLINE f_vec f_select(f_mask m, f_vec a, f_vec b) { return _mm512_mask_blend_ps(m, b, a); }
-static INLINE f_vec f_count_where(f_mask m, f_vec n) { return _mm512_mask_add_ps(n, m, n, _mm512_set1_ps(1)); }
 static INLINE f_vec f_zero_where(f_mask m, f_vec a) { return _mm512_maskz_mov_ps((f_mask)~m, a); }
 static INLINE f_vec f_pow2(f_vec t) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t), 23)); }
 static const int32_t power_table[16] = {0x0,      -0x2553d, -0x46a3e, -0x63c2d, -0x7c810, -0x90ace, -0xa0129, -0xaa7c1,
@@ -66,6 +65,9 @@ static INLINE f_vec f_pow2_steps(f_vec t) {
 static INLINE f_int f_int_load(const f_index *p) { return _mm512_loadu_si512(p); }
 static INLINE f_int f_int_set(f_index x) { return _mm512_set1_epi32(x); }
 static INLINE f_mask f_int_eq(f_int a, f_int b) { return _mm512_cmpeq_epi32_mask(a, b); }
+static INLINE f_mask f_int_lt(f_int a, f_int b) { return _mm512_cmplt_epi32_mask(a, b); }
+static INLINE f_int f_int_count(f_mask m, f_int n) { return _mm512_mask_add_epi32(n, m, n, _mm512_set1_epi32(1)); }
+static INLINE f_vec f_number(f_int v) { return _mm512_cvtepi32_ps(v); }
 static INLINE f_int f_bits(f_vec v) { return _mm512_castps_si512(v); }
 static INLINE f_vec f_from_bits(f_int v) { return _mm512_castsi512_ps(v); }
 static INLINE f_int f_int_add(f_int a, f_int b) { return _mm512_add_epi32(a, b); }
@@ -184,12 +186,14 @@ static INLINE d_mask d_eq(d_vec a, d_vec b) { return _mm512_cmp_pd_mask(a, b, _C
 static INLINE bool d_any(d_mask m) { return m != 0; }
 static INLINE unsigned d_set_lanes(d_mask m) { return m; }
 static INLINE d_vec d_select(d_mask m, d_vec a, d_vec b) { return _mm512_mask_blend_pd(m, b, a); }
-static INLINE d_vec d_count_where(d_mask m, d_vec n) { return _mm512_mask_add_pd(n, m, n, _mm512_set1_pd(1)); }
 static INLINE d_vec d_zero_where(d_mask m, d_vec a) { return _mm512_maskz_mov_pd((d_mask)~m, a); }
 static INLINE d_vec d_pow2(d_vec t) { return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(t), 52)); }
 static INLINE d_int d_int_load(const d_index *p) { return _mm512_loadu_si512(p); }
 static INLINE d_int d_int_set(d_index x) { return _mm512_set1_epi64(x); }
 static INLINE d_mask d_int_eq(d_int a, d_int b) { return _mm512_cmpeq_epi64_mask(a, b); }
+static INLINE d_mask d_int_lt(d_int a, d_int b) { return _mm512_cmplt_epi64_mask(a, b); }
+static INLINE d_int d_int_count(d_mask m, d_int n) { return _mm512_mask_add_epi64(n, m, n, _mm512_set1_epi64(1)); }
+static INLINE d_vec d_number(d_int v) { return _mm512_cvtepi64_pd(v); }
 static INLINE d_int d_bits(d_vec v) { return _mm512_castpd_si512(v); }
 static INLINE d_vec d_from_bits(d_int v) { return _mm512_castsi512_pd(v); }
 static INLINE d_int d_int_add(d_int a, d_int b) { return _mm512_add_epi64(a, b); }

@@ -69,7 +69,6 @@ typedef struct {
         return (P##_vec)(((P##_int)a & m) | ((P##_int)b & ~m));                                                      \
     }                                                                                                                \
     static INLINE P##_vec P##_zero_where(P##_mask m, P##_vec a) { return (P##_vec)((P##_int)a & ~m); }               \
-    static INLINE P##_vec P##_count_where(P##_mask m, P##_vec n) { return n + (P##_vec)((P##_int)P##_set(1) & m); }  \
     static INLINE P##_vec P##_abs(P##_vec a) { return (P##_vec)((P##_int)a & ~(P##_int)P##_set((R) - 0.0)); }        \
     static INLINE P##_vec P##_minus_abs(P##_vec a) { return (P##_vec)((P##_int)a | (P##_int)P##_set((R) - 0.0)); }   \
     static INLINE P##_vec P##_select_sign(P##_vec x, P##_vec a, P##_vec b) {                                         \
@@ -86,11 +85,18 @@ typedef struct {
     }                                                                                                                \
     static INLINE P##_int P##_int_set(P##_index x) { return x - (P##_int){0}; }                                      \
     static INLINE P##_mask P##_int_eq(P##_int a, P##_int b) { return (P##_mask)(a == b); }                           \
+    static INLINE P##_mask P##_int_lt(P##_int a, P##_int b) { return (P##_mask)(a < b); }                            \
+    static INLINE P##_int P##_int_count(P##_mask m, P##_int n) { return n - (P##_int)m; }                            \
     static INLINE P##_int P##_bits(P##_vec v) { return (P##_int)v; }                                                 \
     static INLINE P##_vec P##_from_bits(P##_int v) { return (P##_vec)v; }                                            \
     static INLINE P##_int P##_int_add(P##_int a, P##_int b) { return (P##_int)((P##_bits_vec)a + (P##_bits_vec)b); } \
     static INLINE P##_int P##_int_and(P##_int a, P##_int b) { return a & b; }                                        \
     static INLINE P##_int P##_int_differences(P##_int seen, P##_int a, P##_int b) { return seen | (a ^ b); }         \
+    static INLINE P##_vec P##_number(P##_int v) {                                                                    \
+        P##_vec x = {0};                                                                                             \
+        for (int i = 0; i < N; i++) x[i] = (R)v[i];                                                                  \
+        return x;                                                                                                    \
+    }                                                                                                                \
     static INLINE P##_vec P##_exponent(P##_int v) {                                                                  \
         P##_vec x = {0};                                                                                             \
         for (int i = 0; i < N; i++) x[i] = (R)(v[i] >> MANTISSA);                                                    \
