@@ -511,11 +511,14 @@ static INLINE void V(row_exps)(const REAL *z, REAL *e, ptrdiff_t classes, ptrdif
     }
 }
 
-/* p = e * factor - shift for a row that has its whole vectors in e. */
-static INLINE void V(scale_row)(REAL *p, const REAL *e, ptrdiff_t classes, ptrdiff_t padded, REAL factor, REAL shift) {
-    const V(vec) f = V(set)(factor), minus = V(set)(-shift);
-    for (ptrdiff_t i = 0; i + LANES < padded; i += LANES) V(store)(p + i, V(fma)(V(load)(e + i), f, minus));
-    V(store)(p + classes - LANES, V(fma)(V(load)(e + classes - LANES), f, minus));
+/* p = e * factor, less *shift if there is one, for a row that has its whole vectors in e. */
+static INLINE void V(scale_row)(REAL *p, const REAL *e, ptrdiff_t classes, ptrdiff_t padded, REAL factor,
+                                const REAL *shift) {
+    const V(vec) f = V(set)(factor), minus = V(set)(shift ? -*shift : 0);
+    const ptrdiff_t last = classes - LANES;
+    for (ptrdiff_t i = 0; i + LANES < padded; i += LANES)
+        V(store)(p + i, shift ? V(fma)(f, V(load)(e + i), minus) : V(mul)(f, V(load)(e + i)));
+    V(store)(p + last, shift ? V(fma)(f, V(load)(e + last), minus) : V(mul)(f, V(load)(e + last)));
 }
 
 /* Whether n rows of so many bytes lie behind each other. */
@@ -634,7 +637,7 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t a
             const REAL *e = stage + r * padded;
             char *grad = contiguous ? (char *)(batch->waiting + r * classes) : batch->grad[first + r];
             if (native) {
-                V(scale_row)((REAL *)grad, e, classes, padded, factor[r], smooth ? shift[r] : 0);
+                V(scale_row)((REAL *)grad, e, classes, padded, factor[r], smooth ? &shift[r] : NULL);
                 ((REAL *)grad)[y] = target_grad[r];
             } else {
                 V(store_scaled)(grad, dtype, classes, e, factor[r], smooth ? shift[r] : 0);
@@ -818,7 +821,7 @@ typedef struct {
     ptrdiff_t z_stride, e_stride, grad_stride, classes;
     bool streams; /* the gradient is written past the caches; its lines are those of the vectors */
     V(lane_copy) * ahead;
-    const REAL *fetched, *fetched_grad; /* what to fetch meanwhile, as much as the vectors hold, or NULL */
+    const REAL *fetched, *fetched_grad; /* what to fetch meanwhile, as much as the vectors hold, or both NULL */
     ptrdiff_t at, vectors, part;
 } V(lane_block);
 
@@ -861,10 +864,10 @@ static INLINE const REAL *V(fetch_vectors)(const REAL *p, ptrdiff_t vectors, boo
 
 /* The exponentials, kept where there is a gradient, and their sums. */
 static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out,
-                                ptrdiff_t width, bool smooth, bool with_grad, bool with_metrics) {
+                                ptrdiff_t width, bool fetches, bool smooth, bool with_grad, bool with_metrics) {
     const V(vec) zero = V(set)(0);
     const ptrdiff_t part = block->part, z_stride = block->z_stride, e_stride = block->e_stride;
-    const bool flushes = block->classes > CLASS_BLOCK, copies = width == 2 && block->ahead;
+    const bool flushes = block->classes > CLASS_BLOCK, copies = !fetches && width == 2 && block->ahead;
     const REAL *fetched = block->fetched, *fetched_grad = block->fetched_grad;
     V(lane_copy) copy = {0};
     if (copies) copy = *block->ahead;
@@ -888,8 +891,8 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
         }
         for (ptrdiff_t first = 0; first < block->classes; first += CLASS_BLOCK) {
             const ptrdiff_t end = block->classes - first < CLASS_BLOCK ? block->classes : first + CLASS_BLOCK;
-            for (ptrdiff_t c = first; c < end; c++) {
-                const V(int) class = V(int_set)((V(index))c);
+            V(int) class = V(int_set)((V(index))first);
+            for (ptrdiff_t c = first; c < end; c++, class = V(int_add)(class, V(int_set)(1))) {
                 for (ptrdiff_t k = 0; k < width; k++) {
                     const V(vec) value = V(load_lanes)(z + k * LANES, part);
                     const V(vec) x = V(sub)(value, m[k]);
@@ -908,8 +911,8 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
                     }
                 }
                 if (copies) V(copy_pair)(&copy);
-                if (fetched) fetched = V(fetch_vectors)(fetched, width, false);
-                if (fetched_grad) fetched_grad = V(fetch_vectors)(fetched_grad, width, true);
+                if (fetches) fetched = V(fetch_vectors)(fetched, width, false);
+                if (fetches && with_grad) fetched_grad = V(fetch_vectors)(fetched_grad, width, true);
                 z += z_stride;
                 if (with_grad) kept += e_stride;
             }
@@ -971,21 +974,19 @@ static LOOP void V(lanes_max_and_target)(const V(lane_block) * block, const V(la
     whole.part = 0;
     V(lanes_max)(&whole, batch, out, 2, true);
 }
-static LOOP void V(lanes_exp_kept)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out) {
-    V(lane_block) whole = *block;
-    whole.part = 0;
-    V(lanes_exp)(&whole, batch, out, 2, false, true, false);
-}
-static LOOP void V(lanes_exp_sums)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out) {
-    V(lane_block) whole = *block;
-    whole.part = 0;
-    V(lanes_exp)(&whole, batch, out, 2, false, false, false);
-}
-static LOOP void V(lanes_metrics)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out) {
-    V(lane_block) whole = *block;
-    whole.part = 0;
-    V(lanes_exp)(&whole, batch, out, 2, false, false, true);
-}
+#undef LANES_EXP_FORM
+#define LANES_EXP_FORM(name, fetches, with_grad, with_metrics)                                               \
+    static LOOP void V(name)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out) { \
+        V(lane_block) whole = *block;                                                                        \
+        whole.part = 0;                                                                                      \
+        V(lanes_exp)(&whole, batch, out, 2, fetches, false, with_grad, with_metrics);                        \
+    }
+LANES_EXP_FORM(lanes_exp_kept, false, true, false)
+LANES_EXP_FORM(lanes_exp_sums, false, false, false)
+LANES_EXP_FORM(lanes_metrics, false, false, true)
+LANES_EXP_FORM(lanes_exp_kept_and_fetched, true, true, false)
+LANES_EXP_FORM(lanes_exp_sums_and_fetched, true, false, false)
+LANES_EXP_FORM(lanes_metrics_and_fetched, true, false, true)
 static LOOP void V(lanes_scale_plain)(const V(lane_block) * block, const V(lane_batch) * batch, const V(finished) * f) {
     V(lane_block) whole = *block;
     whole.part = 0;
@@ -1002,6 +1003,7 @@ static LOOP void V(lanes_scale_streamed)(const V(lane_block) * block, const V(la
 static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V(lane_batch) * batch, bool smooth,
                           bool with_metrics, V(finished) * f) {
     const bool pairs = block->vectors % 2 == 0 && !block->part, with_grad = block->grad != NULL;
+    const bool fetches = block->fetched != NULL;
     V(lane_sums) sums;
     if (!pairs)
         V(lanes_max)(block, batch, &sums, 1, with_metrics);
@@ -1010,15 +1012,15 @@ static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V
     else
         V(lanes_max_plain)(block, batch, &sums);
     if (with_metrics && pairs && !smooth)
-        V(lanes_metrics)(block, batch, &sums);
+        (fetches ? V(lanes_metrics_and_fetched) : V(lanes_metrics))(block, batch, &sums);
     else if (with_metrics)
-        V(lanes_exp)(block, batch, &sums, 1, smooth, false, true);
+        V(lanes_exp)(block, batch, &sums, 1, fetches, smooth, false, true);
     else if (!pairs || smooth)
-        V(lanes_exp)(block, batch, &sums, 1, smooth, with_grad, false);
+        V(lanes_exp)(block, batch, &sums, 1, fetches, smooth, with_grad, false);
     else if (with_grad)
-        V(lanes_exp_kept)(block, batch, &sums);
+        (fetches ? V(lanes_exp_kept_and_fetched) : V(lanes_exp_kept))(block, batch, &sums);
     else
-        V(lanes_exp_sums)(block, batch, &sums);
+        (fetches ? V(lanes_exp_sums_and_fetched) : V(lanes_exp_sums))(block, batch, &sums);
     const ptrdiff_t first = batch->first + block->at;
     V(finish_all)(task, &sums, block->vectors, batch->of, first, with_metrics, f);
     for (ptrdiff_t v = 0; batch->any_ignored && v < block->vectors; v++) {
@@ -1128,7 +1130,7 @@ static INLINE void V(short_rows)(const class_task *task, V(batch) * batch, ptrdi
                                  .e_stride = LANE_TARGETS,
                                  .classes = classes,
                                  .fetched = native ? (const REAL *)batch->z[first] + LANE_TARGETS * classes : NULL,
-                                 .fetched_grad = direct ? (const REAL *)batch->grad[first] : NULL,
+                                 .fetched_grad = direct ? (const REAL *)batch->grad[first] : tile,
                                  .vectors = padded / LANES};
     V(finished) f[LANE_VECTORS];
     V(lanes)(task, &block, &lanes, smooth, with_metrics, f);
