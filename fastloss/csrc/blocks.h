@@ -328,18 +328,24 @@ EXP_FORM(exp_clamped, .has_target = true, .distances = true, .moments = true)
 EXP_FORM(exp_clamped_kept, .keeps = true)
 EXP_FORM(exp_others_clamped_kept, .keeps = true, .has_target = true, .distances = true)
 
+/* e * f + minus_shift, in loops that know whether it is 0: the product has the same bits, and is an instruction less.
+ */
+static INLINE V(vec) V(scaled)(const REAL *e, V(vec) f, V(vec) minus_shift, bool shifts) {
+    return shifts ? V(fma)(f, V(load)(e), minus_shift) : V(mul)(f, V(load)(e));
+}
+
 /* e = e * factor - shift. */
 static INLINE void V(scale_block)(REAL *e, ptrdiff_t n, REAL factor, REAL shift) {
     const V(vec) f = V(set)(factor), minus = V(set)(-shift);
     ptrdiff_t i = 0;
-    if (shift == 0) { /* an instruction less, and the same bits */
+    if (shift == 0) {
         for (; i + 4 * LANES <= n; i += 4 * LANES)
-            for (ptrdiff_t k = i; k < i + 4 * LANES; k += LANES) V(store)(e + k, V(mul)(f, V(load)(e + k)));
+            for (ptrdiff_t k = i; k < i + 4 * LANES; k += LANES) V(store)(e + k, V(scaled)(e + k, f, minus, false));
     } else {
         for (; i + 4 * LANES <= n; i += 4 * LANES)
-            for (ptrdiff_t k = i; k < i + 4 * LANES; k += LANES) V(store)(e + k, V(fma)(f, V(load)(e + k), minus));
+            for (ptrdiff_t k = i; k < i + 4 * LANES; k += LANES) V(store)(e + k, V(scaled)(e + k, f, minus, true));
     }
-    for (; i + LANES <= n; i += LANES) V(store)(e + i, V(fma)(V(load)(e + i), f, minus));
+    for (; i + LANES <= n; i += LANES) V(store)(e + i, V(scaled)(e + i, f, minus, true));
     if (i < n) V(store_part)(e + i, V(fma)(V(load_part)(e + i, n - i, 0), f, minus), n - i);
 }
 

@@ -516,9 +516,8 @@ static INLINE void V(scale_row)(REAL *p, const REAL *e, ptrdiff_t classes, ptrdi
                                 const REAL *shift) {
     const V(vec) f = V(set)(factor), minus = V(set)(shift ? -*shift : 0);
     const ptrdiff_t last = classes - LANES;
-    for (ptrdiff_t i = 0; i + LANES < padded; i += LANES)
-        V(store)(p + i, shift ? V(fma)(f, V(load)(e + i), minus) : V(mul)(f, V(load)(e + i)));
-    V(store)(p + last, shift ? V(fma)(f, V(load)(e + last), minus) : V(mul)(f, V(load)(e + last)));
+    for (ptrdiff_t i = 0; i + LANES < padded; i += LANES) V(store)(p + i, V(scaled)(e + i, f, minus, shift));
+    V(store)(p + last, V(scaled)(e + last, f, minus, shift));
 }
 
 /* Whether n rows of so many bytes lie behind each other. */

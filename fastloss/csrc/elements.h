@@ -49,14 +49,20 @@ static INLINE V(vec) V(sigmoid_focal)(const V(element) * e, V(vec) * slope) {
     const V(vec) inverse = V(div)(one, V(add)(one, e->u));
     const V(vec) mixed = V(fma)(near, e->u, far);
     const V(vec) weight = V(fma)(V(set)(e->class_slope), e->y, V(set)(e->class_rest));
-    const V(vec) factor = V(mul)(V(focus)(V(mul)(mixed, inverse), e->gamma), weight);
+    const V(vec) q = V(mul)(mixed, inverse), weighted_q = V(mul)(weight, q);
+    const bool is_square = e->gamma == 2;
+    const V(vec) factor = is_square ? V(mul)(weighted_q, q) : V(mul)(V(focus)(q, e->gamma), weight);
     if (slope) {
-        /* p (1 - p) / q, which is 0 where it would be 0 / 0. Only there can the cross-entropy be infinite. */
-        const V(vec) ratio = V(zero_where)(V(eq)(e->u, zero), V(div)(V(mul)(e->u, inverse), mixed));
-        const V(vec) pull = V(mul)(V(mul)(V(set)(e->gamma), V(sub)(far, near)), ratio);
-        const V(vec) finite = V(min)(V(set)(-REAL_LOWEST), entropy);
-        const V(vec) sum = V(fma)(V(fnma)(near, e->u, far), inverse, V(mul)(pull, finite));
-        *slope = V(flip)(V(mul)(factor, sum), e->z);
+        /* q^gamma (H' + gamma p (1 - p) / q H). Where u is 0 the second term is 0, and only there can H be infinite. */
+        const V(vec) finite = V(min)(V(set)(-REAL_LOWEST), entropy), own = V(fnma)(near, e->u, far);
+        const V(vec) pull = V(mul)(V(mul)(V(set)(e->gamma), V(sub)(far, near)), V(mul)(e->u, inverse));
+        if (is_square) {
+            *slope = V(mul)(V(mul)(weighted_q, inverse), V(fma)(pull, finite, V(mul)(q, own)));
+        } else {
+            const V(vec) ratio = V(zero_where)(V(eq)(e->u, zero), V(div)(pull, mixed));
+            *slope = V(mul)(factor, V(fma)(own, inverse, V(mul)(ratio, finite)));
+        }
+        *slope = V(flip)(*slope, e->z);
     }
     return V(mul)(factor, V(zero_times)(factor, entropy));
 }
