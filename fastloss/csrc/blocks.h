@@ -231,7 +231,10 @@ static INLINE V(exp_sums) V(no_exps)(ptrdiff_t target) {
  * moment takes the bound for it, so that no 0 meets an infinity. */
 static INLINE void V(exp_step)(V(vec) value, V(vec) x, V(vec) distance, REAL *e, ptrdiff_t keep, exp_form form,
                                bool clamps, ptrdiff_t c, int k, V(exp_sums) * sums) {
-    if (form.distances) sums->distance = V(add)(sums->distance, distance);
+    if (form.distances) {
+        sums->distance = V(add)(sums->distance, distance);
+        VEC_SETTLE(sums->distance);
+    }
     if (clamps) x = V(exp_floor)(x, EXP_SCALE_BITS);
     V(vec) exps = V(exp_floored)(x);
     if (form.quick)
@@ -262,8 +265,8 @@ static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL re
             const V(vec) value = V(load_as)(z + k * size, form.dtype), x = V(add)(minus, value);
             const int turn = (int)((k - i) / LANES % 2);
             V(exp_step)(value, x, x, form.keeps ? e + k : NULL, LANES, form, !form.quick, k, turn, sums);
-            if (!form.distances) VEC_SETTLE(sums->sum[turn]);
-            if (form.quick && !form.distances) VEC_SETTLE(sums->positions);
+            VEC_SETTLE(sums->sum[turn]);
+            if (form.quick) VEC_SETTLE(sums->positions);
         }
     }
     if (form.fetches && i < n) fetch_ahead(z + i * size, group * size, pages);
@@ -321,6 +324,8 @@ EXP_FORM(exp_others_kept, .quick = true, .keeps = true, .has_target = true)
 EXP_FORM(exp_others_kept_and_fetched, .quick = true, .keeps = true, .fetches_kept = true, .has_target = true)
 EXP_FORM(exp_others_moments, .quick = true, .has_target = true, .moments = true)
 EXP_FORM(exp_others_summed, .quick = true, .has_target = true, .distances = true, .moments = true)
+EXP_FORM(exp_summed_kept, .quick = true, .keeps = true, .distances = true)
+EXP_FORM(exp_summed_kept_and_fetched, .quick = true, .keeps = true, .fetches_kept = true, .distances = true)
 EXP_FORM(exp_others_summed_kept, .quick = true, .keeps = true, .has_target = true, .distances = true)
 EXP_FORM(exp_others_summed_kept_and_fetched, .quick = true, .keeps = true, .fetches_kept = true, .has_target = true,
          .distances = true)

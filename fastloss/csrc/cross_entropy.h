@@ -220,13 +220,15 @@ static INLINE void V(add_block)(const class_task *task, const char *z, ptrdiff_t
                     : with_moments         ? V(exp_moments)
                                            : V(exp_added))(dtype, p, e, n, row->ref, pages, y - c, &sums);
         else if (fetches_kept)
-            done = (smooth ? V(exp_others_summed_kept_and_fetched)
-                    : here ? V(exp_others_kept_and_fetched)
-                           : V(exp_kept_and_fetched))(dtype, p, e, n, row->ref, pages, y - c, &sums);
+            done = (smooth && here ? V(exp_others_summed_kept_and_fetched)
+                    : smooth       ? V(exp_summed_kept_and_fetched)
+                    : here         ? V(exp_others_kept_and_fetched)
+                                   : V(exp_kept_and_fetched))(dtype, p, e, n, row->ref, pages, y - c, &sums);
         else
-            done = (smooth ? V(exp_others_summed_kept)
-                    : here ? V(exp_others_kept)
-                           : V(exp_kept))(dtype, p, e, n, row->ref, pages, y - c, &sums);
+            done = (smooth && here ? V(exp_others_summed_kept)
+                    : smooth       ? V(exp_summed_kept)
+                    : here         ? V(exp_others_kept)
+                                   : V(exp_kept))(dtype, p, e, n, row->ref, pages, y - c, &sums);
     }
     if (!done) {
         if (V(max_of)(task, p, n, native) > row->ref + JUMP)
@@ -974,29 +976,34 @@ static LOOP void V(lanes_max_and_target)(const V(lane_block) * block, const V(la
     V(lanes_max)(&whole, batch, out, 2, true);
 }
 #undef LANES_EXP_FORM
-#define LANES_EXP_FORM(name, fetches, with_grad, with_metrics)                                               \
+#define LANES_EXP_FORM(name, fetches, smooth, with_grad, with_metrics)                                       \
     static LOOP void V(name)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out) { \
         V(lane_block) whole = *block;                                                                        \
         whole.part = 0;                                                                                      \
-        V(lanes_exp)(&whole, batch, out, 2, fetches, false, with_grad, with_metrics);                        \
+        V(lanes_exp)(&whole, batch, out, 2, fetches, smooth, with_grad, with_metrics);                       \
     }
-LANES_EXP_FORM(lanes_exp_kept, false, true, false)
-LANES_EXP_FORM(lanes_exp_sums, false, false, false)
-LANES_EXP_FORM(lanes_metrics, false, false, true)
-LANES_EXP_FORM(lanes_exp_kept_and_fetched, true, true, false)
-LANES_EXP_FORM(lanes_exp_sums_and_fetched, true, false, false)
-LANES_EXP_FORM(lanes_metrics_and_fetched, true, false, true)
-static LOOP void V(lanes_scale_plain)(const V(lane_block) * block, const V(lane_batch) * batch, const V(finished) * f) {
-    V(lane_block) whole = *block;
-    whole.part = 0;
-    V(lanes_scale)(&whole, batch, f, false, false, false);
-}
-static LOOP void V(lanes_scale_streamed)(const V(lane_block) * block, const V(lane_batch) * batch,
-                                         const V(finished) * f) {
-    V(lane_block) whole = *block;
-    whole.part = 0;
-    V(lanes_scale)(&whole, batch, f, false, false, true);
-}
+LANES_EXP_FORM(lanes_exp_kept, false, false, true, false)
+LANES_EXP_FORM(lanes_exp_sums, false, false, false, false)
+LANES_EXP_FORM(lanes_exp_smooth_kept, false, true, true, false)
+LANES_EXP_FORM(lanes_exp_smooth_sums, false, true, false, false)
+LANES_EXP_FORM(lanes_metrics, false, false, false, true)
+LANES_EXP_FORM(lanes_exp_kept_and_fetched, true, false, true, false)
+LANES_EXP_FORM(lanes_exp_sums_and_fetched, true, false, false, false)
+LANES_EXP_FORM(lanes_exp_smooth_kept_and_fetched, true, true, true, false)
+LANES_EXP_FORM(lanes_exp_smooth_sums_and_fetched, true, true, false, false)
+LANES_EXP_FORM(lanes_metrics_and_fetched, true, false, false, true)
+
+#undef LANES_SCALE_FORM
+#define LANES_SCALE_FORM(name, smooth, streams)                                                                 \
+    static LOOP void V(name)(const V(lane_block) * block, const V(lane_batch) * batch, const V(finished) * f) { \
+        V(lane_block) whole = *block;                                                                           \
+        whole.part = 0;                                                                                         \
+        V(lanes_scale)(&whole, batch, f, smooth, false, streams);                                               \
+    }
+LANES_SCALE_FORM(lanes_scale_plain, false, false)
+LANES_SCALE_FORM(lanes_scale_streamed, false, true)
+LANES_SCALE_FORM(lanes_scale_smooth, true, false)
+LANES_SCALE_FORM(lanes_scale_smooth_streamed, true, true)
 
 /* Losses, by-products, and what the gradient needs. */
 static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V(lane_batch) * batch, bool smooth,
@@ -1014,8 +1021,12 @@ static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V
         (fetches ? V(lanes_metrics_and_fetched) : V(lanes_metrics))(block, batch, &sums);
     else if (with_metrics)
         V(lanes_exp)(block, batch, &sums, 1, fetches, smooth, false, true);
-    else if (!pairs || smooth)
+    else if (!pairs)
         V(lanes_exp)(block, batch, &sums, 1, fetches, smooth, with_grad, false);
+    else if (smooth && with_grad)
+        (fetches ? V(lanes_exp_smooth_kept_and_fetched) : V(lanes_exp_smooth_kept))(block, batch, &sums);
+    else if (smooth)
+        (fetches ? V(lanes_exp_smooth_sums_and_fetched) : V(lanes_exp_smooth_sums))(block, batch, &sums);
     else if (with_grad)
         (fetches ? V(lanes_exp_kept_and_fetched) : V(lanes_exp_kept))(block, batch, &sums);
     else
@@ -1033,8 +1044,10 @@ static LOOP void V(lanes_and_grad)(const class_task *task, const V(lane_block) *
     V(finished) f[LANE_VECTORS];
     V(lanes)(task, block, batch, smooth, with_metrics, f);
     if (!block->grad) return;
-    if (block->part || smooth || batch->any_ignored)
+    if (block->part || batch->any_ignored)
         V(lanes_scale)(block, batch, f, smooth, batch->any_ignored, block->streams);
+    else if (smooth)
+        (block->streams ? V(lanes_scale_smooth_streamed) : V(lanes_scale_smooth))(block, batch, f);
     else
         (block->streams ? V(lanes_scale_streamed) : V(lanes_scale_plain))(block, batch, f);
 }
@@ -1152,10 +1165,10 @@ static INLINE void V(index_rows_as)(const class_task *task, V(batch) * batch, bo
     if (classes <= SHORT_ROW) {
         for (ptrdiff_t i = 0; i < count; i += LANE_TARGETS) {
             const ptrdiff_t n = count - i < LANE_TARGETS ? count - i : LANE_TARGETS;
-            switch (native && !smooth ? classes : 0) {
-#define SHORT(c)                                                            \
-    case c:                                                                 \
-        V(short_rows)(task, batch, i, n, c, true, false, with_grad, false); \
+            switch (native ? classes : 0) {
+#define SHORT(c)                                                             \
+    case c:                                                                  \
+        V(short_rows)(task, batch, i, n, c, true, smooth, with_grad, false); \
         break;
                 SHORT(2)
                 SHORT(3)

@@ -219,7 +219,8 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
     const ptrdiff_t z_stride = staged ? LANE_TARGETS * real : in_stride;
     const ptrdiff_t grad_stride = staged ? LANE_TARGETS * real : out_stride;
     /* Whether there is room to copy the logits of one step while those of another are computed with. */
-    const bool copies_ahead = plain && 2 * classes * LANE_TARGETS <= STAGE && !(call->label_smoothing > 0);
+    const bool in_pairs = !metrics || !(call->label_smoothing > 0);
+    const bool copies_ahead = plain && 2 * classes * LANE_TARGETS <= STAGE && in_pairs;
     const ptrdiff_t classes_ahead = LINES_AHEAD * LINE_BYTES / (LANE_TARGETS * in_size);
     bool copied = false;
     REAL *stage = stages;
