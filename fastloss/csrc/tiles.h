@@ -218,9 +218,10 @@ static int V(lane_tile)(const class_task *task, ptrdiff_t outer, ptrdiff_t first
     const int z_dtype = staged ? NATIVE : call->logits.dtype, grad_dtype = staged ? NATIVE : call->grad.dtype;
     const ptrdiff_t z_stride = staged ? LANE_TARGETS * real : in_stride;
     const ptrdiff_t grad_stride = staged ? LANE_TARGETS * real : out_stride;
-    /* Whether there is room to copy the logits of one step while those of another are computed with. */
-    const bool in_pairs = !metrics || !(call->label_smoothing > 0);
-    const bool copies_ahead = plain && 2 * classes * LANE_TARGETS <= STAGE && in_pairs;
+    /* Whether there is room to copy the logits of one step while those of another are computed with, and whether the
+     * loops can: those for by-products of smoothed labels do not take pairs of vectors. */
+    const bool has_pairs = !metrics || !(call->label_smoothing > 0);
+    const bool copies_ahead = plain && 2 * classes * LANE_TARGETS <= STAGE && has_pairs;
     const ptrdiff_t classes_ahead = LINES_AHEAD * LINE_BYTES / (LANE_TARGETS * in_size);
     bool copied = false;
     REAL *stage = stages;
