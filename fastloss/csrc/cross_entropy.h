@@ -141,12 +141,11 @@ static INLINE REAL V(most_ahead)(const class_task *task) {
 
 /* The by-products of a vector of rows: moment is the sum of x e^x of the other classes, in units of e^m. A target of
  * probability 0 ranks behind all classes, and one without a softmax nowhere: its place is NaN. */
-static INLINE void V(finish_metrics)(const V(finished) * f, V(vec) m, V(vec) z_y, V(vec) moment, V(vec) ahead,
-                                     REAL *lse, REAL *entropy, REAL *place) {
-    const V(vec) gap = V(exp_floor)(V(sub)(z_y, m), EXP_SCALE_BITS), own = V(mul)(gap, V(exp_floored)(gap));
-    const V(vec) all = V(add)(m, f->log_sum);
+static INLINE void V(finish_metrics)(const V(finished) * f, V(vec) m, V(vec) z_y, V(vec) e_y, V(vec) moment,
+                                     V(vec) ahead, REAL *lse, REAL *entropy, REAL *place) {
+    const V(vec) gap = V(exp_floor)(V(sub)(z_y, m), EXP_SCALE_BITS), all = V(add)(m, f->log_sum);
     V(store)(lse, all);
-    V(store)(entropy, V(fnma)(V(fma)(own, V(set)(SCALE_DOWN), moment), f->inverse, f->log_sum));
+    V(store)(entropy, V(fnma)(V(fma)(gap, e_y, moment), f->inverse, f->log_sum));
     const V(vec) last = V(select)(V(lt)(z_y, V(set)(REAL_LOWEST)), V(set)(INFINITY), ahead);
     V(store)(place, V(add)(last, V(sub)(all, all)));
 }
@@ -390,7 +389,7 @@ static INLINE void V(finish_vectors)(const class_task *task, const V(lane_sums) 
     }
     for (ptrdiff_t v = 0; with_metrics && v < vectors; v++) {
         const ptrdiff_t at = first + v * LANES;
-        V(finish_metrics)(&f[v], sums->m[v], sums->z_y[v], sums->moment[v], sums->ahead[v], batch->lse + at,
+        V(finish_metrics)(&f[v], sums->m[v], sums->z_y[v], e_y[v], sums->moment[v], sums->ahead[v], batch->lse + at,
                           batch->entropy + at, batch->ahead + at);
     }
 }
@@ -868,7 +867,9 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
                                 ptrdiff_t width, bool fetches, bool smooth, bool with_grad, bool with_metrics) {
     const V(vec) zero = V(set)(0);
     const ptrdiff_t part = block->part, z_stride = block->z_stride, e_stride = block->e_stride;
-    const bool flushes = block->classes > CLASS_BLOCK, copies = !fetches && width == 2 && block->ahead;
+    /* What is fetched are short rows. */
+    const bool flushes = !fetches && block->classes > CLASS_BLOCK, copies = !fetches && width == 2 && block->ahead;
+    const ptrdiff_t most = fetches ? SHORT_ROW : CLASS_BLOCK;
     const REAL *fetched = block->fetched, *fetched_grad = block->fetched_grad;
     V(lane_copy) copy = {0};
     if (copies) copy = *block->ahead;
@@ -890,8 +891,8 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
                 limit[k] = V(below)(at[k]);
             }
         }
-        for (ptrdiff_t first = 0; first < block->classes; first += CLASS_BLOCK) {
-            const ptrdiff_t end = block->classes - first < CLASS_BLOCK ? block->classes : first + CLASS_BLOCK;
+        for (ptrdiff_t first = 0; first < block->classes; first += most) {
+            const ptrdiff_t end = fetches || block->classes - first < most ? block->classes : first + most;
             V(int) class = V(int_set)((V(index))first);
             for (ptrdiff_t c = first; c < end; c++, class = V(int_add)(class, V(int_set)(1))) {
                 for (ptrdiff_t k = 0; k < width; k++) {
