@@ -260,6 +260,7 @@ static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL re
     for (; i + group <= n; i += group) {
         if (form.fetches) fetch_ahead(z + i * size, group * size, pages);
         if (form.fetches_kept) fetch_ahead_for_writing(e + i, pages);
+        /* Unrolled, or the sums, which take turns, would be in memory. */
 #pragma GCC unroll 16
         for (ptrdiff_t k = i; k < i + group; k += LANES) {
             const V(vec) value = V(load_as)(z + k * size, form.dtype), x = V(add)(minus, value);

@@ -501,6 +501,7 @@ static INLINE void V(row_exps)(const REAL *z, REAL *e, ptrdiff_t classes, ptrdif
     if (!vectors && fetched) V(prefetch)(z + fetched, classes, false);
     if (!vectors) V(exp_part)(z, e, classes, -*minus_ref, form, false, sums);
     const V(vec) minus = V(set)(*minus_ref);
+    /* Unrolled, or the sums, of which each step has its own, would be in memory. */
 #pragma GCC unroll 16
     for (ptrdiff_t v = 0; v < vectors; v++) {
         if (v * VEC_BYTES % LINE_BYTES == 0) V(prefetch)(z + fetched + v * LANES, LANES, false);
@@ -867,9 +868,8 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
                                 ptrdiff_t width, bool fetches, bool smooth, bool with_grad, bool with_metrics) {
     const V(vec) zero = V(set)(0);
     const ptrdiff_t part = block->part, z_stride = block->z_stride, e_stride = block->e_stride;
-    /* What is fetched are short rows. */
+    /* Short rows are what is fetched; they need no copy, and no sums in double. */
     const bool flushes = !fetches && block->classes > CLASS_BLOCK, copies = !fetches && width == 2 && block->ahead;
-    const ptrdiff_t most = fetches ? SHORT_ROW : CLASS_BLOCK;
     const REAL *fetched = block->fetched, *fetched_grad = block->fetched_grad;
     V(lane_copy) copy = {0};
     if (copies) copy = *block->ahead;
@@ -891,8 +891,8 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
                 limit[k] = V(below)(at[k]);
             }
         }
-        for (ptrdiff_t first = 0; first < block->classes; first += most) {
-            const ptrdiff_t end = fetches || block->classes - first < most ? block->classes : first + most;
+        for (ptrdiff_t first = 0; first < block->classes; first += CLASS_BLOCK) {
+            const ptrdiff_t left = block->classes - first, end = first + (left < CLASS_BLOCK ? left : CLASS_BLOCK);
             V(int) class = V(int_set)((V(index))first);
             for (ptrdiff_t c = first; c < end; c++, class = V(int_add)(class, V(int_set)(1))) {
                 for (ptrdiff_t k = 0; k < width; k++) {
@@ -1143,6 +1143,7 @@ static INLINE void V(short_rows)(const class_task *task, V(batch) * batch, ptrdi
                                  .e_stride = LANE_TARGETS,
                                  .classes = classes,
                                  .fetched = native ? (const REAL *)batch->z[first] + LANE_TARGETS * classes : NULL,
+                                 /* Where no gradient is to be fetched, what is in the caches and costs nothing. */
                                  .fetched_grad = direct ? (const REAL *)batch->grad[first] : tile,
                                  .vectors = padded / LANES};
     V(finished) f[LANE_VECTORS];

@@ -93,7 +93,7 @@ static inline void locate(const fl_array *array, ptrdiff_t n1, ptrdiff_t first, 
     ptrdiff_t i0 = first / n1, i1 = first % n1;
     for (ptrdiff_t done = 0; done < n; i0++, i1 = 0) {
         const ptrdiff_t count = n1 - i1 < n - done ? n1 - i1 : n - done;
-        /* An integer: beyond the last one it need not be a pointer. */
+        /* Added up as an integer: beyond the last row there need be no array to point into. */
         uintptr_t at = (uintptr_t)array->data + (uintptr_t)(position(array, i0, i1) * size);
         for (ptrdiff_t k = 0; k < count; k++, at += (uintptr_t)step) where[done + k] = (char *)at;
         done += count;

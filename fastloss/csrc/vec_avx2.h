@@ -18,7 +18,7 @@
  *                              in steps. Float only, and only where POW2_STEP_BITS is defined
  *     int_differences          the bits of the first, and those in which the others differ
  *     int_count                int_count(m, n): m ? n + 1 : n
- *     number                   an integer as a number, of less than 2^31
+ *     number                   an integer below 2^31, as a number
  *     exponent                 an integer's bits above the mantissa, as a number
  *     acc                      a sum in double, lane by lane
  *     VEC_SETTLE               has a sum computed here: compilers put additions off, and with so few registers keep on
