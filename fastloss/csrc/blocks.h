@@ -188,6 +188,7 @@ typedef struct {
     bool keeps;                 /* exponentials are kept in e */
     bool padded;                /* where there is room for whole vectors */
     bool has_target;            /* sums leave out one element */
+    bool summed_later;          /* the caller adds up what is kept */
     bool starts;                /* sums are 0 */
     bool fetches, fetches_kept; /* what lies ahead of z; of e too, where both stay in the caches */
     bool distances, moments, ranks;
@@ -215,15 +216,15 @@ typedef struct {
     V(vec) sum[2];
     V(vec) distance;  /* x */
     V(vec) moment[2]; /* of what is in the sums, x e^x */
-    V(int) positions; /* the bits in which any V(exp_position) differs from EXP_ROUND */
+    V(int) positions; /* the bits that are set in any V(exp_position) */
     V(int) target;    /* the number of the element that sums leave out, in all lanes; it may be none of them */
     V(ranking) rank;
 } V(exp_sums);
 
 static INLINE V(exp_sums) V(no_exps)(ptrdiff_t target) {
     const V(vec) zero = V(set)(0);
-    const V(int) none = V(int_set)(0);
-    return (V(exp_sums)){{zero, zero}, zero, {zero, zero}, none, V(int_set)((V(index))target), {zero, zero, none}};
+    const V(int) none = V(int_set)(0), in_range = V(bits)(V(set)(2));
+    return (V(exp_sums)){{zero, zero}, zero, {zero, zero}, in_range, V(int_set)((V(index))target), {zero, zero, none}};
 }
 
 /* One vector of logits from number c on, of which x is the distance from the reference and `distance` the same, but 0
@@ -237,8 +238,7 @@ static INLINE void V(exp_step)(V(vec) value, V(vec) x, V(vec) distance, REAL *e,
     }
     if (clamps) x = V(exp_floor)(x, EXP_SCALE_BITS);
     V(vec) exps = V(exp_floored)(x);
-    if (form.quick)
-        sums->positions = V(int_differences)(sums->positions, V(bits)(V(exp_position)(x)), V(bits)(V(set)(EXP_ROUND)));
+    if (form.quick) sums->positions = V(int_or)(sums->positions, V(bits)(V(exp_position)(x)));
     if (form.keeps) keep == LANES ? V(store)(e, exps) : V(store_part)(e, exps, keep);
     if (form.has_target) exps = V(zero_where)(V(int_eq)(sums->target, V(int_load)(V(numbers) + c)), exps);
     if (form.ranks) {
@@ -246,7 +246,7 @@ static INLINE void V(exp_step)(V(vec) value, V(vec) x, V(vec) distance, REAL *e,
         const V(mask) is_earlier = V(int_lt)(V(int_load)(V(numbers) + c), sums->target);
         rank->ahead = V(int_count)(V(lt)(V(select)(is_earlier, rank->below, rank->own), value), rank->ahead);
     }
-    sums->sum[k] = form.starts ? exps : V(add)(sums->sum[k], exps);
+    if (!form.summed_later) sums->sum[k] = form.starts ? exps : V(add)(sums->sum[k], exps);
     if (form.moments) sums->moment[k] = form.starts ? V(mul)(exps, x) : V(fma)(exps, x, sums->moment[k]);
 }
 
@@ -266,7 +266,7 @@ static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL re
             const V(vec) value = V(load_as)(z + k * size, form.dtype), x = V(add)(minus, value);
             const int turn = (int)((k - i) / LANES % 2);
             V(exp_step)(value, x, x, form.keeps ? e + k : NULL, LANES, form, !form.quick, k, turn, sums);
-            VEC_SETTLE(sums->sum[turn]);
+            if (!form.summed_later) VEC_SETTLE(sums->sum[turn]);
             if (form.quick) VEC_SETTLE(sums->positions);
         }
     }
@@ -290,7 +290,8 @@ static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL re
 static INLINE bool V(in_range)(V(vec) sum, V(int) positions) {
     const V(vec) high = V(set)((REAL)((uint64_t)1 << EXP_SCALE_BITS) * (1 << 23));
     const V(int) upper = V(int_and)(positions, V(int_set)(~EXP_POSITIONS));
-    return V(set_lanes)(V(int_eq)(upper, V(int_set)(0))) == ALL_LANES && V(set_lanes)(V(lt)(sum, high)) == ALL_LANES;
+    return V(set_lanes)(V(int_eq)(upper, V(bits)(V(set)(2)))) == ALL_LANES &&
+           V(set_lanes)(V(lt)(sum, high)) == ALL_LANES;
 }
 
 /* The forms for blocks of long rows, each a function of its own: the quick ones that most blocks take; "others" leave

@@ -513,6 +513,19 @@ static INLINE void V(row_exps)(const REAL *z, REAL *e, ptrdiff_t classes, ptrdif
     }
 }
 
+/* The sum of a row of whole vectors, at least 2, in lanes. */
+static INLINE V(vec) V(row_sum)(const REAL *e, ptrdiff_t padded, ptrdiff_t vectors) {
+    const V(vec) zero = V(set)(0);
+    V(vec) sum[4] = {V(load)(e), V(load)(e + LANES), zero, zero};
+    const ptrdiff_t end = vectors ? vectors * LANES : padded;
+    ptrdiff_t i = 2 * LANES;
+#pragma GCC unroll 8
+    for (; i + 4 * LANES <= end; i += 4 * LANES)
+        for (ptrdiff_t k = 0; k < 4; k++) sum[k] = V(add)(sum[k], V(load)(e + i + k * LANES));
+    for (; i < end; i += LANES) sum[2] = V(add)(sum[2], V(load)(e + i));
+    return V(add)(V(add)(sum[0], sum[2]), V(add)(sum[1], sum[3]));
+}
+
 /* p = e * factor, less *shift if there is one, for a row that has its whole vectors in e. */
 static INLINE void V(scale_row)(REAL *p, const REAL *e, ptrdiff_t classes, ptrdiff_t padded, REAL factor,
                                 const REAL *shift) {
@@ -571,8 +584,9 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t a
     const ptrdiff_t fetched = native ? 2 * LANES * classes + PAGE_BYTES / (ptrdiff_t)sizeof(REAL) : 0;
     const bool fetches_grad = with_grad && native && !batch->streams;
     const exp_form form = {.dtype = NATIVE,
-                           .keeps = with_grad,
-                           .has_target = true,
+                           .keeps = !with_metrics,
+                           .summed_later = !with_metrics,
+                           .has_target = with_metrics,
                            .padded = true,
                            .distances = smooth,
                            .moments = with_metrics,
@@ -603,9 +617,12 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t a
                 const REAL *z = native ? (const REAL *)batch->z[from + r] : kept + r * padded;
                 V(exp_sums) row = V(no_exps)(y);
                 if (with_metrics) row.rank = (V(ranking)){V(set)(below[r]), V(set)(z_y[r]), V(int_set)(0)};
-                V(row_exps)(z, with_grad ? kept + r * padded : NULL, classes, vectors, minus_m + r, form, fetched,
+                V(row_exps)(z, with_metrics ? NULL : kept + r * padded, classes, vectors, minus_m + r, form, fetched,
                             &row);
-                sums[r] = V(add)(row.sum[0], row.sum[1]);
+                if (with_metrics)
+                    sums[r] = V(add)(row.sum[0], row.sum[1]);
+                else /* added up below: to leave it out there takes nothing, and here two operations a vector */
+                    kept[r * padded + y] = 0;
                 distances[r] = row.distance;
                 moments[r] = V(add)(row.moment[0], row.moment[1]);
                 if (with_metrics) aheads[r] = V(number)(row.rank.ahead);
@@ -615,6 +632,8 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t a
                 if (fetches_grad) /* the lines will be there when the groups are finished */
                     V(prefetch)((const REAL *)batch->grad[from + r], padded, true);
             }
+            for (ptrdiff_t r = 0; !with_metrics && r < count; r++)
+                sums[r] = V(row_sum)(kept + r * padded, padded, vectors);
             all.rest[group] = V(mul)(V(rows_sum)(sums), V(set)(SCALE_DOWN));
             all.distance[group] = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
             if (with_metrics) all.moment[group] = V(mul)(V(rows_sum)(moments), V(set)(SCALE_DOWN));

@@ -13,10 +13,9 @@
  *     set_lanes                the lanes of a mask that are set, as bits
  *     select, zero_where       select(m, a, b): m ? a : b;  zero_where(m, a): m ? 0 : a
  *     select_sign, flip        where x has its sign bit set, select_sign(x, a, b) is a, else b, and flip(v, x) is -v
- *     pow2                     2^n, from t = n + bias + 1.5 * 2^mantissa bits (see exp in vector_math.h)
+ *     pow2                     2^n, from a number whose lowest bits are n + bias (see exp in vector_math.h)
  *     pow2_steps               2^(n / 2^POW2_STEP_BITS) likewise, by a table in a register, from minimax.py; the bias is
  *                              in steps. Float only, and only where POW2_STEP_BITS is defined
- *     int_differences          the bits of the first, and those in which the others differ
  *     int_count                int_count(m, n): m ? n + 1 : n
  *     number                   an integer below 2^31, as a number
  *     exponent                 an integer's bits above the mantissa, as a number
@@ -113,9 +112,7 @@ static INLINE f_int f_bits(f_vec v) { return _mm256_castps_si256(v); }
 static INLINE f_vec f_from_bits(f_int v) { return _mm256_castsi256_ps(v); }
 static INLINE f_int f_int_add(f_int a, f_int b) { return _mm256_add_epi32(a, b); }
 static INLINE f_int f_int_and(f_int a, f_int b) { return _mm256_and_si256(a, b); }
-static INLINE f_int f_int_differences(f_int seen, f_int a, f_int b) {
-    return _mm256_or_si256(seen, _mm256_xor_si256(a, b));
-}
+static INLINE f_int f_int_or(f_int a, f_int b) { return _mm256_or_si256(a, b); }
 static INLINE f_vec f_exponent(f_int v) { return _mm256_cvtepi32_ps(_mm256_srai_epi32(v, 23)); }
 static INLINE float f_hmax(f_vec v) {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -247,9 +244,7 @@ static INLINE d_int d_bits(d_vec v) { return _mm256_castpd_si256(v); }
 static INLINE d_vec d_from_bits(d_int v) { return _mm256_castsi256_pd(v); }
 static INLINE d_int d_int_add(d_int a, d_int b) { return _mm256_add_epi64(a, b); }
 static INLINE d_int d_int_and(d_int a, d_int b) { return _mm256_and_si256(a, b); }
-static INLINE d_int d_int_differences(d_int seen, d_int a, d_int b) {
-    return _mm256_or_si256(seen, _mm256_xor_si256(a, b));
-}
+static INLINE d_int d_int_or(d_int a, d_int b) { return _mm256_or_si256(a, b); }
 /* There is no conversion from 64-bit integers: the lower halves, or the upper ones, which hold the exponents, are
  * packed and converted. */
 static INLINE d_vec d_number(d_int v) {

@@ -72,9 +72,7 @@ static INLINE f_int f_bits(f_vec v) { return _mm512_castps_si512(v); }
 static INLINE f_vec f_from_bits(f_int v) { return _mm512_castsi512_ps(v); }
 static INLINE f_int f_int_add(f_int a, f_int b) { return _mm512_add_epi32(a, b); }
 static INLINE f_int f_int_and(f_int a, f_int b) { return _mm512_and_si512(a, b); }
-static INLINE f_int f_int_differences(f_int seen, f_int a, f_int b) {
-    return _mm512_ternarylogic_epi32(seen, a, b, 0xf6);
-}
+static INLINE f_int f_int_or(f_int a, f_int b) { return _mm512_or_si512(a, b); }
 static INLINE f_vec f_exponent(f_int v) { return _mm512_cvtepi32_ps(_mm512_srai_epi32(v, 23)); }
 static INLINE float f_hmax(f_vec v) { return _mm512_reduce_max_ps(v); }
 static INLINE f_acc f_acc_zero(void) { return (f_acc){_mm512_setzero_pd(), _mm512_setzero_pd()}; }
@@ -198,9 +196,7 @@ static INLINE d_int d_bits(d_vec v) { return _mm512_castpd_si512(v); }
 static INLINE d_vec d_from_bits(d_int v) { return _mm512_castsi512_pd(v); }
 static INLINE d_int d_int_add(d_int a, d_int b) { return _mm512_add_epi64(a, b); }
 static INLINE d_int d_int_and(d_int a, d_int b) { return _mm512_and_si512(a, b); }
-static INLINE d_int d_int_differences(d_int seen, d_int a, d_int b) {
-    return _mm512_ternarylogic_epi32(seen, a, b, 0xf6);
-}
+static INLINE d_int d_int_or(d_int a, d_int b) { return _mm512_or_si512(a, b); }
 static INLINE d_vec d_exponent(d_int v) { return _mm512_cvtepi64_pd(_mm512_srai_epi64(v, 52)); }
 static INLINE double d_hmax(d_vec v) { return _mm512_reduce_max_pd(v); }
 static INLINE d_acc d_acc_zero(void) { return (d_acc){_mm512_setzero_pd()}; }

@@ -91,7 +91,7 @@ typedef struct {
     static INLINE P##_vec P##_from_bits(P##_int v) { return (P##_vec)v; }                                            \
     static INLINE P##_int P##_int_add(P##_int a, P##_int b) { return (P##_int)((P##_bits_vec)a + (P##_bits_vec)b); } \
     static INLINE P##_int P##_int_and(P##_int a, P##_int b) { return a & b; }                                        \
-    static INLINE P##_int P##_int_differences(P##_int seen, P##_int a, P##_int b) { return seen | (a ^ b); }         \
+    static INLINE P##_int P##_int_or(P##_int a, P##_int b) { return a | b; }                                         \
     static INLINE P##_vec P##_number(P##_int v) {                                                                    \
         P##_vec x = {0};                                                                                             \
         for (int i = 0; i < N; i++) x[i] = (R)v[i];                                                                  \

@@ -9,13 +9,13 @@
 /* Scaled exponentials e^x 2^24 stay normal numbers wherever e^x is not zero, subnormals included. */
 #define EXP_SCALE_BITS 24
 
+/* e^r - 1, in pairs, so that few steps wait for each other. */
 static INLINE f_vec f_exp_tail(f_vec r) {
+    const f_vec square = f_mul(r, r);
     f_vec p = f_fma(f_set(0x1.6a23d2p-10f), r, f_set(0x1.123a26p-7f));
-    p = f_fma(p, r, f_set(0x1.5558f4p-5f));
-    p = f_fma(p, r, f_set(0x1.555490p-3f));
+    p = f_fma(p, square, f_fma(f_set(0x1.5558f4p-5f), r, f_set(0x1.555490p-3f)));
     p = f_fma(p, r, f_set(0x1.fffffcp-2f));
-    p = f_fma(p, r, f_set(1.0f));
-    return f_mul(p, r);
+    return f_fma(p, square, r);
 }
 
 /* log(1 + f) = 2 s + s R(z), z = s^2. */
@@ -25,11 +25,13 @@ static INLINE f_vec f_log_tail(f_vec z) {
     return f_mul(p, z);
 }
 
-/* x < 2^23 in units of ln 2; the constant's upper part has 9 bits, so that n * upper is exact without FMA too. */
+/* The constant's upper part has 9 bits, so that n * upper is exact without FMA too. */
 #define EXP_PER_LN2 0x1.715476p+0f
 #define EXP_LN2_UPPER 0x1.63p-1f
 #define EXP_LN2_LOWER -0x1.bd0106p-13f
+/* Adding it rounds to an integer, and leaves that in the low bits. */
 #define EXP_ROUND 0x1.8p23f
+#define EXP_UNIT 0x1p-22f
 #define EXP_BIAS 127
 #define EXP_EXPONENT_BITS 8
 #define LOG_MANTISSA 0x007fffff
@@ -40,7 +42,6 @@ static INLINE f_vec f_log_tail(f_vec z) {
 
 #define EXP_SCALE_BITS 53
 
-/* In pairs, so that few steps wait for each other. */
 static INLINE d_vec d_exp_tail(d_vec r) {
     const d_vec square = d_mul(r, r);
     d_vec p = d_fma(d_set(0x1.ad7f457020b3fp-26), r, d_set(0x1.28ad9def2129fp-22));
@@ -65,6 +66,7 @@ static INLINE d_vec d_log_tail(d_vec z) {
 #undef EXP_LN2_UPPER
 #undef EXP_LN2_LOWER
 #undef EXP_ROUND
+#undef EXP_UNIT
 #undef EXP_BIAS
 #undef EXP_EXPONENT_BITS
 #undef LOG_MANTISSA
@@ -74,6 +76,7 @@ static INLINE d_vec d_log_tail(d_vec z) {
 #define EXP_LN2_UPPER 0x1.62e42feep-1
 #define EXP_LN2_LOWER 0x1.a39ef35793c76p-33
 #define EXP_ROUND 0x1.8p52
+#define EXP_UNIT 0x1p-51
 #define EXP_BIAS 1023
 #define EXP_EXPONENT_BITS 11
 #define LOG_MANTISSA 0x000fffffffffffff
@@ -87,48 +90,52 @@ static INLINE V(vec) V(exp_floor)(V(vec) x, int scale_bits) {
     return V(max)(V(set)((REAL)(-(EXP_BIAS + scale_bits)) / EXP_PER_LN2), x);
 }
 
-/* x = n ln 2 + r: *power becomes 2^(n + scale_bits), and the result is e^r - 1. Adding 1.5 * 2^mantissa rounds to an
- * integer and leaves n, with the exponent's bias, in the low bits. x is at least V(exp_floor), where power is exactly
- * 0.
- */
-static INLINE V(vec) V(exp_split)(V(vec) x, int scale_bits, V(vec) * power) {
-    const V(vec) round = V(set)(EXP_ROUND + EXP_BIAS + scale_bits);
-    const V(vec) t = V(fma)(x, V(set)(EXP_PER_LN2), round);
-    const V(vec) n = V(sub)(t, round);
-    V(vec) r = V(fnma)(n, V(set)(EXP_LN2_UPPER), x);
-    r = V(fnma)(n, V(set)(EXP_LN2_LOWER), r);
-    *power = V(pow2)(t);
-    return V(exp_tail)(r);
-}
-
 #if WORKING_TYPE == 32 && defined(POW2_STEP_BITS)
 #define EXP_STEPS (1 << POW2_STEP_BITS)
 #else
 #define EXP_STEPS 1
 #endif
 
-/* x in units of ln 2 / EXP_STEPS, rounded: what says which power of 2 is in e^x 2^EXP_SCALE_BITS. Its bits are those of
- * EXP_ROUND, but for the lowest, EXP_POSITIONS, as long as x is in the range in which that is neither 0 nor infinite.
- */
-#define EXP_POSITIONS ((V(index))(EXP_STEPS << EXP_EXPONENT_BITS) - 1)
-static INLINE V(vec) V(exp_position)(V(vec) x) {
-    const V(vec) round = V(set)(EXP_ROUND + (REAL)EXP_STEPS * (EXP_BIAS + EXP_SCALE_BITS));
-    return V(fma)(x, V(set)((REAL)EXP_STEPS * EXP_PER_LN2), round);
+/* x in units of ln 2 / steps, rounded to n, as 2 + (n + the bias) EXP_UNIT, EXP_UNIT being the distance from 2 to the
+ * next number: what says which power of 2 is in e^x 2^scale_bits. x is at least V(exp_floor), where the power is
+ * exactly 0. */
+static INLINE V(vec) V(exp_origin)(int steps, int scale_bits) {
+    return V(set)(2 + EXP_UNIT * (REAL)(steps * (EXP_BIAS + scale_bits)));
 }
+static INLINE V(vec) V(exp_rounded)(V(vec) x, int steps, int scale_bits) {
+    return V(fma)(x, V(set)(EXP_UNIT * (REAL)steps * EXP_PER_LN2), V(exp_origin)(steps, scale_bits));
+}
+
+/* x = n ln 2 + r: *power becomes 2^(n + scale_bits), and the result is e^r - 1. */
+static INLINE V(vec) V(exp_split)(V(vec) x, int scale_bits, V(vec) * power) {
+    const V(vec) position = V(exp_rounded)(x, 1, scale_bits);
+    const V(vec) n = V(sub)(position, V(exp_origin)(1, scale_bits));
+    V(vec) r = V(fnma)(n, V(set)(EXP_LN2_UPPER / EXP_UNIT), x);
+    r = V(fnma)(n, V(set)(EXP_LN2_LOWER / EXP_UNIT), r);
+    *power = V(pow2)(position);
+    return V(exp_tail)(r);
+}
+
+/* The position of e^x 2^EXP_SCALE_BITS. Its bits are those of 2 but for EXP_POSITIONS, the lowest, as long as x is in
+ * the range in which that is neither 0 nor infinite; and elsewhere others are set as well: 2 has but one bit, the
+ * highest of the exponent, so that without others there is only 0, which has position 0 too. */
+#define EXP_POSITIONS ((V(index))(EXP_STEPS << EXP_EXPONENT_BITS) - 1)
+static INLINE V(vec) V(exp_position)(V(vec) x) { return V(exp_rounded)(x, EXP_STEPS, EXP_SCALE_BITS); }
 
 /* e^x 2^EXP_SCALE_BITS for x of V(exp_floor); exactly 0 for its lowest, exactly 2^EXP_SCALE_BITS for 0. The caller
  * keeps x in range, or finds out afterwards: see V(in_range). */
 #if WORKING_TYPE == 32 && defined(POW2_STEP_BITS)
-/* A table of the powers between those of two leaves so little to the polynomial that two coefficients do. */
+/* A table of the powers between those of two leaves so little to the polynomial that two coefficients do, and that
+ * only its first term needs what rounding took from ln 2, which the others do not wait for. */
 static INLINE f_vec f_exp_floored(f_vec x) {
     const f_vec c2 = f_set(POW2_STEP_BITS == 3 ? 0x1.000878p-1f : 0x1.000220p-1f);
     const f_vec c3 = f_set(POW2_STEP_BITS == 3 ? 0x1.5556fap-3f : 0x1.55561cp-3f);
-    const f_vec t = f_exp_position(x);
-    const f_vec n = f_sub(t, f_set(EXP_ROUND + (float)EXP_STEPS * (EXP_BIAS + EXP_SCALE_BITS)));
-    f_vec r = f_fnma(n, f_set(EXP_LN2_UPPER / EXP_STEPS), x);
-    r = f_fnma(n, f_set(EXP_LN2_LOWER / EXP_STEPS), r);
-    const f_vec power = f_pow2_steps(t);
-    return f_fma(f_fma(f_fma(c3, r, c2), f_mul(r, r), r), power, power);
+    const f_vec position = f_exp_position(x);
+    const f_vec n = f_sub(position, f_exp_origin(EXP_STEPS, EXP_SCALE_BITS));
+    const f_vec near = f_fnma(n, f_set(0x1.62e430p-1f / EXP_UNIT / EXP_STEPS), x);
+    const f_vec r = f_fnma(n, f_set(-0x1.05c610p-29f / EXP_UNIT / EXP_STEPS), near);
+    const f_vec power = f_pow2_steps(position);
+    return f_fma(f_fma(f_fma(c3, near, c2), f_mul(near, near), r), power, power);
 }
 #else
 static INLINE V(vec) V(exp_floored)(V(vec) x) {
