@@ -1025,13 +1025,15 @@ LANES_SCALE_FORM(lanes_scale_streamed, false, true)
 LANES_SCALE_FORM(lanes_scale_smooth, true, false)
 LANES_SCALE_FORM(lanes_scale_smooth_streamed, true, true)
 
-/* Losses, by-products, and what the gradient needs. */
-static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V(lane_batch) * batch, bool smooth,
-                          bool with_metrics, V(finished) * f) {
+/* Losses, by-products, and what the gradient needs. max: of each vector's targets, or NULL; not with by-products. */
+static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V(lane_batch) * batch,
+                          const V(vec) * max, bool smooth, bool with_metrics, V(finished) * f) {
     const bool pairs = block->vectors % 2 == 0 && !block->part, with_grad = block->grad != NULL;
     const bool fetches = block->fetched != NULL;
     V(lane_sums) sums;
-    if (!pairs)
+    if (max)
+        memcpy(sums.m, max, (size_t)block->vectors * sizeof *max);
+    else if (!pairs)
         V(lanes_max)(block, batch, &sums, 1, with_metrics);
     else if (with_metrics)
         V(lanes_max_and_target)(block, batch, &sums);
@@ -1062,7 +1064,7 @@ static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V
 static LOOP void V(lanes_and_grad)(const class_task *task, const V(lane_block) * block, V(lane_batch) * batch,
                                    bool smooth, bool with_metrics) {
     V(finished) f[LANE_VECTORS];
-    V(lanes)(task, block, batch, smooth, with_metrics, f);
+    V(lanes)(task, block, batch, NULL, smooth, with_metrics, f);
     if (!block->grad) return;
     if (block->part || batch->any_ignored)
         V(lanes_scale)(block, batch, f, smooth, batch->any_ignored, block->streams);
@@ -1081,21 +1083,26 @@ static INLINE ptrdiff_t V(quad)(ptrdiff_t classes, ptrdiff_t c) {
 }
 
 /* LANES rows that lie behind each other to lanes; those of a class are LANE_TARGETS behind the class before. Row
- * QUAD * i + k is in the i-th quad of vector k. `last`: nothing behind them may be read. */
-static INLINE void V(rows_to_lanes)(const REAL *rows, ptrdiff_t classes, bool last, REAL *tile) {
+ * QUAD * i + k is in the i-th quad of vector k. `last`: nothing behind them may be read. Returns the maxima. */
+static INLINE V(vec) V(rows_to_lanes)(const REAL *rows, ptrdiff_t classes, bool last, REAL *tile) {
     REAL few[LANES * QUAD];
+    V(vec) max = V(set)(-INFINITY);
     if (classes < QUAD && last) { /* the last row has no whole quad */
         memcpy(few, rows, (size_t)(LANES * classes) * sizeof(REAL));
         rows = few;
     }
+#pragma GCC unroll 8
     for (ptrdiff_t c = 0; c < classes; c += QUAD) {
         const ptrdiff_t from = V(quad)(classes, c);
         V(vec) v[QUAD];
         for (ptrdiff_t k = 0; k < QUAD; k++) v[k] = V(load_quads)(rows + k * classes + from, QUAD * classes);
         V(transpose_quads)(v);
-        for (ptrdiff_t k = c - from; k < QUAD && from + k < classes; k++)
+        for (ptrdiff_t k = c - from; k < QUAD && from + k < classes; k++) {
+            max = V(max)(max, v[k]);
             V(store)(tile + (from + k) * LANE_TARGETS, v[k]);
+        }
     }
+    return max;
 }
 
 /* The gradients of LANES rows, whose exponentials are in lanes. */
@@ -1151,8 +1158,9 @@ static INLINE void V(short_rows)(const class_task *task, V(batch) * batch, ptrdi
     lanes.any_ignored = false;
     for (ptrdiff_t i = 0; i < n; i++) lanes.y[i] = (V(index))batch->y[first + i];
     for (ptrdiff_t i = n; i < padded; i++) lanes.y[i] = (V(index))batch->y[first];
+    V(vec) max[LANE_VECTORS];
     for (ptrdiff_t from = 0; from < padded; from += LANES)
-        V(rows_to_lanes)(rows + from * classes, classes, from + LANES == padded, tile + from);
+        max[from / LANES] = V(rows_to_lanes)(rows + from * classes, classes, from + LANES == padded, tile + from);
     const bool contiguous = with_grad && whole && V(adjacent)(batch->grad + first, n, bytes);
     const bool streams = contiguous && batch->streams && classes >= STREAMED_CLASSES, direct = contiguous && !streams;
     const V(lane_block) block = {.z = tile,
@@ -1166,7 +1174,7 @@ static INLINE void V(short_rows)(const class_task *task, V(batch) * batch, ptrdi
                                  .fetched_grad = direct ? (const REAL *)batch->grad[first] : tile,
                                  .vectors = padded / LANES};
     V(finished) f[LANE_VECTORS];
-    V(lanes)(task, &block, &lanes, smooth, with_metrics, f);
+    V(lanes)(task, &block, &lanes, with_metrics ? NULL : max, smooth, with_metrics, f);
     if (!with_grad) return;
     REAL *out = direct ? (REAL *)batch->grad[first] : packed;
     for (ptrdiff_t from = 0; from < padded; from += LANES)
