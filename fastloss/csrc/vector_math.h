@@ -96,19 +96,19 @@ static INLINE V(vec) V(exp_floor)(V(vec) x, int scale_bits) {
 #define EXP_STEPS 1
 #endif
 
-/* x in units of ln 2 / steps, rounded to n, as 2 + (n + the bias) EXP_UNIT, EXP_UNIT being the distance from 2 to the
- * next number: what says which power of 2 is in e^x 2^scale_bits. x is at least V(exp_floor), where the power is
- * exactly 0. */
+/* Positions say which power of 2 is in e^x 2^scale_bits. That of x, which is n when rounded in units of ln 2 / steps,
+ * is 2 + (n + bias) EXP_UNIT, EXP_UNIT being the distance from 2 to the next number: its lowest bits are n + bias. The
+ * origin is that of 0. x is at least V(exp_floor), where the power is exactly 0. */
 static INLINE V(vec) V(exp_origin)(int steps, int scale_bits) {
     return V(set)(2 + EXP_UNIT * (REAL)(steps * (EXP_BIAS + scale_bits)));
 }
-static INLINE V(vec) V(exp_rounded)(V(vec) x, int steps, int scale_bits) {
+static INLINE V(vec) V(exp_position_of)(V(vec) x, int steps, int scale_bits) {
     return V(fma)(x, V(set)(EXP_UNIT * (REAL)steps * EXP_PER_LN2), V(exp_origin)(steps, scale_bits));
 }
 
 /* x = n ln 2 + r: *power becomes 2^(n + scale_bits), and the result is e^r - 1. */
 static INLINE V(vec) V(exp_split)(V(vec) x, int scale_bits, V(vec) * power) {
-    const V(vec) position = V(exp_rounded)(x, 1, scale_bits);
+    const V(vec) position = V(exp_position_of)(x, 1, scale_bits);
     const V(vec) n = V(sub)(position, V(exp_origin)(1, scale_bits));
     V(vec) r = V(fnma)(n, V(set)(EXP_LN2_UPPER / EXP_UNIT), x);
     r = V(fnma)(n, V(set)(EXP_LN2_LOWER / EXP_UNIT), r);
@@ -116,11 +116,11 @@ static INLINE V(vec) V(exp_split)(V(vec) x, int scale_bits, V(vec) * power) {
     return V(exp_tail)(r);
 }
 
-/* The position of e^x 2^EXP_SCALE_BITS. Its bits are those of 2 but for EXP_POSITIONS, the lowest, as long as x is in
+/* That of e^x 2^EXP_SCALE_BITS. Its bits are those of 2 but for EXP_POSITIONS, the lowest, as long as x is in
  * the range in which that is neither 0 nor infinite; and elsewhere others are set as well: 2 has but one bit, the
  * highest of the exponent, so that without others there is only 0, which has position 0 too. */
 #define EXP_POSITIONS ((V(index))(EXP_STEPS << EXP_EXPONENT_BITS) - 1)
-static INLINE V(vec) V(exp_position)(V(vec) x) { return V(exp_rounded)(x, EXP_STEPS, EXP_SCALE_BITS); }
+static INLINE V(vec) V(exp_position)(V(vec) x) { return V(exp_position_of)(x, EXP_STEPS, EXP_SCALE_BITS); }
 
 /* e^x 2^EXP_SCALE_BITS for x of V(exp_floor); exactly 0 for its lowest, exactly 2^EXP_SCALE_BITS for 0. The caller
  * keeps x in range, or finds out afterwards: see V(in_range). */
