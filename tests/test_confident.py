@@ -158,3 +158,25 @@ def test_float32_below_the_normal_numbers(engine, margin, classes):
     assert np.abs(grad[:, 0] + exact).max() <= limit
     assert np.abs(grad[:, -1] - exact).max() <= limit
     assert (grad[:, 1:-1] == 0).all()
+
+
+@pytest.mark.parametrize("classes", [3, 10, 40])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_relative_error_of_logits_of_any_size(engine, dtype, classes):
+    """Around the sizes up to which, and the distances of the target up to which, no reference is needed."""
+    unit = 2.0 ** (-24 if dtype == np.float32 else -53)
+    ends = [-66.7, 22.0] if dtype == np.float32 else [-532.5, 177.0]
+    rng = np.random.default_rng(classes)
+    around = np.concatenate([end + np.linspace(-1.5, 1.5, 13) for end in [*ends, -22.2, 0]])
+    offsets = np.concatenate([around, around, around])
+    margins = np.repeat([-40, 2, 40], len(around))
+    n = len(offsets)
+    target = rng.integers(0, classes, n)
+    logits = -rng.random((n, classes))
+    logits[np.arange(n), target] += margins
+    logits = (logits + offsets[:, None]).astype(dtype)
+    losses, grad = fl.cross_entropy(logits, target, reduction="none", return_grad=True, engine=engine)
+    expected_losses, expected_grad = oracle.cross_entropy(logits, target, reduction="none")
+    allowed = (18 + 2 * np.abs(margins)) * unit
+    assert (np.abs(losses / expected_losses - 1) <= allowed).all()
+    assert (np.abs(grad / expected_grad - 1) <= allowed[:, None]).all()

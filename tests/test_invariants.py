@@ -334,3 +334,35 @@ def test_a_narrower_gradient_leaves_the_loss_its_bits(engine):
     logits, target = rng.normal(0, 4, (8, 32000)).astype(np.float32), np.arange(8) * 999
     loss, _ = fl.cross_entropy(logits, target, out_grad=np.empty(logits.shape, np.float16), engine=engine)
     assert loss == fl.cross_entropy(logits, target, engine=engine)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5, 8, 10, 16, 17, 32, 100, 130, 384, 500])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_do_not_depend_on_each_other(engine, dtype, classes):
+    """Logits of any size, infinite ones and NaN, between others: each row has the bits that it has alone."""
+    rng = np.random.default_rng(classes)
+    rows = 160
+    logits = rng.normal(0, 3, (rows, classes))
+    target = rng.integers(0, classes, rows)
+    sizes = rng.choice([0, 0, 0, -90, -66.5, -25, 21.5, 30, 1000], rows)
+    sizes[64:] = np.where(np.arange(64, rows) < 140, 50, 0)  # none that needs no reference, then all
+    logits += sizes[:, None]
+    logits[3:64:7, 0], logits[4:64:19], logits[5:64:23] = -np.inf, np.inf, np.nan
+    logits[np.arange(6, 64, 9), target[6:64:9]] -= 60
+    logits = logits.astype(dtype)
+    keywords = {"reduction": "none", "engine": engine}
+    alone = [fl.cross_entropy(logits[i : i + 1], target[i : i + 1], return_grad=True, **keywords) for i in range(rows)]
+    losses, grad = fl.cross_entropy(logits, target, return_grad=True, **keywords)
+    assert same_bits(losses, np.concatenate([loss for loss, _ in alone]))
+    assert same_bits(grad, np.concatenate([own for _, own in alone]))
+    memory = logits.copy()
+    in_place, _ = fl.cross_entropy(memory, target, out_grad=memory, **keywords)
+    assert same_bits(in_place, losses) and same_bits(memory, grad)
+    spread = np.full((rows, 2 * classes + 3), 7, dtype)[:, 1 : classes + 1]  # rows that lie apart
+    spread[...] = logits
+    apart, _ = fl.cross_entropy(spread, target, out_grad=spread, **keywords)
+    assert same_bits(apart, losses) and same_bits(spread.copy(), grad)
+    if engine == "cython":
+        keywords = {"engine": engine, "return_lse": True}
+        lse = [fl.evaluate(logits[i : i + 1], target[i : i + 1], **keywords).lse[0] for i in range(rows)]
+        assert same_bits(fl.evaluate(logits, target, **keywords).lse, np.array(lse))

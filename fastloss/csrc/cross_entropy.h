@@ -18,6 +18,8 @@ typedef struct {
     ptrdiff_t count;
     bool native;        /* logits and gradients are of the working type; else they are converted on the way */
     bool streams;       /* gradients are written past the caches */
+    bool adjacent;      /* rows lie behind each other, in the logits as in the gradients */
+    bool is_careful;    /* of the rows before, none were direct */
     REAL *scratch;      /* a row of scratch where not native or where it streams */
     line_stream stream; /* of rows that lie behind each other */
     REAL *waiting;      /* those of them that are streamed while the next ones are computed, so that memory takes the
@@ -674,99 +676,48 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t a
 /* The forms of V(rows), each a function of its own: their loops need all registers for constants. */
 #undef ROW_FORM
 #undef ROW_FORMS
+#undef SMOOTH_ROW_FORMS
 #undef ROW_FORM_NAMES
 #define ROW_FORM(name, vectors, native, smooth, with_grad, with_metrics)                    \
     static LOOP void V(name)(const class_task *task, V(batch) * batch, ptrdiff_t at_once) { \
         V(rows)(task, batch, at_once, vectors, native, smooth, with_grad, with_metrics);    \
     }
-#define ROW_FORMS(name, vectors, native)                              \
-    ROW_FORM(name##_grad, vectors, native, false, true, false)        \
-    ROW_FORM(name##_loss, vectors, native, false, false, false)       \
-    ROW_FORM(name##_metrics, vectors, native, false, false, true)     \
+#define SMOOTH_ROW_FORMS(name, vectors, native)                       \
     ROW_FORM(name##_smooth_grad, vectors, native, true, true, false)  \
     ROW_FORM(name##_smooth_loss, vectors, native, true, false, false)
-#define ROW_FORM_NAMES(name)                                                                          \
-    {V(name##_grad), V(name##_loss), V(name##_metrics), V(name##_smooth_grad), V(name##_smooth_loss)}
-/* Only those that rows of more than SHORT_ROW classes can have. */
-#undef LANE_COUNT
-#undef ROWS_CONVERTED
-#undef ROWS_2
-#undef ROWS_3
-#undef ROWS_4
-#define LANE_COUNT (VEC_BYTES * 8 / WORKING_TYPE)
+#define ROW_FORMS(name, native)                             \
+    ROW_FORM(name##_grad, 0, native, false, true, false)    \
+    ROW_FORM(name##_loss, 0, native, false, false, false)   \
+    ROW_FORM(name##_metrics, 0, native, false, false, true) \
+    SMOOTH_ROW_FORMS(name, 0, native)
+#define ROW_FORM_NAMES(name, smooth)                                                                      \
+    {V(name##_grad), V(name##_loss), V(name##_metrics), V(smooth##_smooth_grad), V(smooth##_smooth_loss)}
+ROW_FORMS(rows_any, true)
 #if WORKING_TYPE == 32
-ROW_FORMS(rows_converted, 0, false)
-#define ROWS_CONVERTED ROW_FORM_NAMES(rows_converted)
-#else
-#define ROWS_CONVERTED {NULL}
+ROW_FORMS(rows_converted, false)
 #endif
-ROW_FORMS(rows_any, 0, true)
-#if 2 * LANE_COUNT > SHORT_ROW
-ROW_FORMS(rows_2, 2, true)
-#define ROWS_2 ROW_FORM_NAMES(rows_2)
-#else
-#define ROWS_2 {NULL}
-#endif
-#if 3 * LANE_COUNT > SHORT_ROW
-ROW_FORMS(rows_3, 3, true)
-ROW_FORMS(rows_4, 4, true)
-#define ROWS_3 ROW_FORM_NAMES(rows_3)
-#define ROWS_4 ROW_FORM_NAMES(rows_4)
-#else
-#define ROWS_3 {NULL}
-#define ROWS_4 {NULL}
-#endif
-
-/* Longer rows, of up to 128 classes, gain a seventh from loops of known length. */
-#undef ROW_VECTORS
-#undef LONGER_ROWS
-#if WORKING_TYPE == 32
-#define LONGER_ROW_FORM(vectors)                                          \
-    ROW_FORM(rows_##vectors##_grad, vectors, true, false, true, false)    \
-    ROW_FORM(rows_##vectors##_loss, vectors, true, false, false, false)   \
-    ROW_FORM(rows_##vectors##_metrics, vectors, true, false, false, true)
-#define LONGER_ROW_FORM_NAMES(vectors)                                                                         \
-    {V(rows_##vectors##_grad), V(rows_##vectors##_loss), V(rows_##vectors##_metrics), V(rows_any_smooth_grad), \
-     V(rows_any_smooth_loss)}
-LONGER_ROW_FORM(5)
-LONGER_ROW_FORM(6)
-LONGER_ROW_FORM(7)
-LONGER_ROW_FORM(8)
-#if VEC_BYTES == 32
-LONGER_ROW_FORM(9)
-LONGER_ROW_FORM(10)
-LONGER_ROW_FORM(11)
-LONGER_ROW_FORM(12)
-LONGER_ROW_FORM(13)
-LONGER_ROW_FORM(14)
-LONGER_ROW_FORM(15)
-LONGER_ROW_FORM(16)
-#define ROW_VECTORS 16
-#define LONGER_ROWS                                                                                                \
-    LONGER_ROW_FORM_NAMES(5), LONGER_ROW_FORM_NAMES(6), LONGER_ROW_FORM_NAMES(7), LONGER_ROW_FORM_NAMES(8),        \
-        LONGER_ROW_FORM_NAMES(9), LONGER_ROW_FORM_NAMES(10), LONGER_ROW_FORM_NAMES(11), LONGER_ROW_FORM_NAMES(12), \
-        LONGER_ROW_FORM_NAMES(13), LONGER_ROW_FORM_NAMES(14), LONGER_ROW_FORM_NAMES(15), LONGER_ROW_FORM_NAMES(16)
-#else
-#define ROW_VECTORS 8
-#define LONGER_ROWS                                                                                        \
-    LONGER_ROW_FORM_NAMES(5), LONGER_ROW_FORM_NAMES(6), LONGER_ROW_FORM_NAMES(7), LONGER_ROW_FORM_NAMES(8)
-#endif
-#else
-#define ROW_VECTORS 4
-#define LONGER_ROWS
-#endif
+/* Rows of more than SHORT_ROW classes have so many vectors at least. */
+SMOOTH_ROW_FORMS(rows_2, 2, true)
+SMOOTH_ROW_FORMS(rows_3, 3, true)
+SMOOTH_ROW_FORMS(rows_4, 4, true)
 
 static void V(block_rows)(const class_task *task, V(batch) * batch, bool with_metrics) {
     enum { GRAD, LOSS, METRICS, SMOOTH_GRAD, SMOOTH_LOSS };
     typedef void (*row_form)(const class_task *, V(batch) *, ptrdiff_t);
     /* 0: converted; 1: of any number of vectors; else of so many. */
-    static const row_form forms[1 + ROW_VECTORS][5] = {ROWS_CONVERTED, ROW_FORM_NAMES(rows_any), ROWS_2, ROWS_3, ROWS_4,
-                                                       LONGER_ROWS};
+    static const row_form forms[5][5] = {
+#if WORKING_TYPE == 32
+        ROW_FORM_NAMES(rows_converted, rows_converted),
+#else
+        {NULL},
+#endif
+        ROW_FORM_NAMES(rows_any, rows_any), ROW_FORM_NAMES(rows_any, rows_2), ROW_FORM_NAMES(rows_any, rows_3),
+        ROW_FORM_NAMES(rows_any, rows_4)};
     const bool smooth = task->call.label_smoothing > 0, with_grad = task->call.grad.data != NULL;
     const ptrdiff_t vectors = (task->call.classes + LANES - 1) / LANES, most = ROW_STAGE / (vectors * LANES * LANES);
     /* Streamed gradients are written one group at a time: shorter bursts past the caches. */
     const ptrdiff_t groups = with_grad && batch->streams ? 1 : most < ROW_GROUPS ? most : ROW_GROUPS;
-    const int layout = !batch->native ? 0 : vectors <= ROW_VECTORS ? (int)vectors : 1;
+    const int layout = !batch->native ? 0 : vectors <= 4 ? (int)vectors : 1;
     const int purpose = with_metrics ? METRICS
                         : with_grad  ? (smooth ? SMOOTH_GRAD : GRAD)
                         : smooth     ? SMOOTH_LOSS
@@ -1187,17 +1138,16 @@ static INLINE void V(short_rows)(const class_task *task, V(batch) * batch, ptrdi
         V(unpack_rows)(task, packed, n, batch->grad + first);
     }
 }
-
 static INLINE void V(index_rows_as)(const class_task *task, V(batch) * batch, bool native, bool smooth,
                                     bool with_grad) {
     const ptrdiff_t classes = task->call.classes, count = batch->count;
     if (classes <= SHORT_ROW) {
         for (ptrdiff_t i = 0; i < count; i += LANE_TARGETS) {
             const ptrdiff_t n = count - i < LANE_TARGETS ? count - i : LANE_TARGETS;
-            switch (native ? classes : 0) {
-#define SHORT(c)                                                             \
-    case c:                                                                  \
-        V(short_rows)(task, batch, i, n, c, true, smooth, with_grad, false); \
+            switch (native && smooth ? classes : 0) {
+#define SHORT(c)                                                           \
+    case c:                                                                \
+        V(short_rows)(task, batch, i, n, c, true, true, with_grad, false); \
         break;
                 SHORT(2)
                 SHORT(3)
@@ -1219,18 +1169,12 @@ static INLINE void V(index_rows_as)(const class_task *task, V(batch) * batch, bo
 }
 
 /* Loss and by-products. */
-static void V(metrics_rows)(const class_task *task, V(batch) * batch) {
+static void V(referenced_metrics)(const class_task *task, V(batch) * batch) {
     const ptrdiff_t classes = task->call.classes, count = batch->count;
     const bool smooth = task->call.label_smoothing > 0;
-    for (ptrdiff_t i = 0; classes <= SHORT_ROW && i < count; i += LANE_TARGETS) {
-        const ptrdiff_t n = count - i < LANE_TARGETS ? count - i : LANE_TARGETS;
-        if (batch->native && !smooth && classes == 10)
-            V(short_rows)(task, batch, i, n, 10, true, false, false, true);
-        else if (batch->native && !smooth)
-            V(short_rows)(task, batch, i, n, classes, true, false, false, true);
-        else
-            V(short_rows)(task, batch, i, n, classes, batch->native, smooth, false, true);
-    }
+    for (ptrdiff_t i = 0; classes <= SHORT_ROW && i < count; i += LANE_TARGETS)
+        V(short_rows)(task, batch, i, count - i < LANE_TARGETS ? count - i : LANE_TARGETS, classes, batch->native,
+                      smooth, false, true);
     if (classes <= SHORT_ROW) return;
     if (classes <= ONE_BLOCK_ROW && !smooth)
         V(block_rows)(task, batch, true);
@@ -1252,7 +1196,8 @@ static LOOP void V(index_rows_loss)(const class_task *task, V(batch) * batch) {
     V(index_rows_as)(task, batch, true, false, false);
 }
 
-static void V(index_rows)(const class_task *task, V(batch) * batch) {
+/* Rows that need a reference, of any number of classes. */
+static void V(referenced_rows)(const class_task *task, V(batch) * batch) {
     const bool smooth = task->call.label_smoothing > 0, with_grad = task->call.grad.data != NULL;
     if (WORKING_TYPE == 32 && !batch->native)
         V(index_rows_converted)(task, batch, smooth, with_grad);

@@ -83,6 +83,12 @@ static inline ptrdiff_t position(const fl_array *array, ptrdiff_t i0, ptrdiff_t 
     return i0 * array->stride[0] + i1 * array->stride[1];
 }
 
+/* Whether rows of contiguous classes lie behind each other. */
+static inline bool are_adjacent(const fl_array *array, const fl_class_call *call) {
+    return (call->n[1] == 1 || array->stride[1] == call->classes) &&
+           (call->n[0] == 1 || array->stride[0] == call->n[1] * call->classes);
+}
+
 /* Where n outer positions begin, from number `first` on; NULL for an array that there is not. */
 static inline void locate(const fl_array *array, ptrdiff_t n1, ptrdiff_t first, ptrdiff_t n, char **where) {
     if (!array->data) {

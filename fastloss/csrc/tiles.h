@@ -122,6 +122,7 @@ static int V(row_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end, R
     const fl_class_call *call = &task->call;
     REAL stage[STAGE];
     const bool native = V(is_native)(task), same_factors = V(same_factors)(task);
+    const bool adjacent = are_adjacent(&call->logits, call) && (!call->grad.data || are_adjacent(&call->grad, call));
     bool streamed = streams_softmax(task);
     if (!scratch && scratch_row(call->classes) > STAGE) streamed = false;
     if (scratch) /* no vector of it is to be in two lines */
@@ -135,6 +136,7 @@ static int V(row_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end, R
     V(batch) batch;
     batch.native = native;
     batch.streams = streamed;
+    batch.is_careful = false;
     batch.scratch = scratch;
     batch.stream = (line_stream){NULL, 0, {0}};
     for (ptrdiff_t i = 0; i < (end - first < ROW_BATCH ? end - first : ROW_BATCH); i++)
@@ -148,6 +150,7 @@ static int V(row_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end, R
         ptrdiff_t row[ROW_BATCH], ignored = 0;
         for (ptrdiff_t i = 0; i < n; i++) ignored += batch.y[i] == -1;
         batch.count = n - ignored;
+        batch.adjacent = ignored == 0 && adjacent;
         for (ptrdiff_t i = 0, k = 0; ignored > 0 && i < n; i++) {
             if (batch.y[i] == -1) {
                 if (batch.grad[i]) memset(batch.grad[i], 0, (size_t)(call->classes * out_size));
@@ -164,9 +167,7 @@ static int V(row_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end, R
         for (ptrdiff_t k = 0; !same_factors && k < batch.count; k++)
             V(target_factors)(task, from + (ignored ? row[k] : k), (ptrdiff_t)batch.y[k], &batch.a[k], &batch.s[k],
                               &batch.g[k]);
-        if (metrics)
-            V(metrics_rows)(task, &batch);
-        else if (plain)
+        if (metrics || plain)
             V(index_rows)(task, &batch);
         else if (call->classes <= SHORT_ROW)
             V(any_short_rows)(task, &batch);

@@ -14,8 +14,8 @@
  *     select, zero_where       select(m, a, b): m ? a : b;  zero_where(m, a): m ? 0 : a
  *     select_sign, flip        where x has its sign bit set, select_sign(x, a, b) is a, else b, and flip(v, x) is -v
  *     pow2                     2^n, from a number whose lowest bits are n + bias (see exp in vector_math.h)
- *     pow2_steps               2^(n / 2^POW2_STEP_BITS) likewise, by a table in a register, from minimax.py; the bias is
- *                              in steps. Float only, and only where POW2_STEP_BITS is defined
+ *     pow2_steps               2^(n / 2^POW2_STEP_BITS + more) likewise, by a table in a register, from minimax.py; the
+ *                              bias is in steps. Float only, and only where POW2_STEP_BITS is defined
  *     int_count                int_count(m, n): m ? n + 1 : n
  *     number                   an integer below 2^31, as a number
  *     exponent                 an integer's bits above the mantissa, as a number
@@ -97,9 +97,10 @@ static INLINE f_vec f_select(f_mask m, f_vec a, f_vec b) { return _mm256_blendv_
 static INLINE f_vec f_zero_where(f_mask m, f_vec a) { return _mm256_andnot_ps(m, a); }
 static INLINE f_vec f_pow2(f_vec t) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(t), 23)); }
 static const int32_t power_table[8] = {0x0, -0x46a3e, -0x7c810, -0xa0129, -0xafb0d, -0xa98d6, -0x8bb03, -0x53f39};
-static INLINE f_vec f_pow2_steps(f_vec t) {
-    const __m256i bits = _mm256_castps_si256(t);
-    const __m256i bent = _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)power_table), bits);
+static INLINE f_vec f_pow2_steps(f_vec t, int more) {
+    const __m256i bits = _mm256_castps_si256(t), table = _mm256_loadu_si256((const __m256i *)power_table);
+    const __m256i shifted = _mm256_add_epi32(table, _mm256_set1_epi32(more * (1 << 23)));
+    const __m256i bent = _mm256_permutevar8x32_epi32(shifted, bits);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(bits, 23 - POW2_STEP_BITS), bent));
 }
 static INLINE f_int f_int_load(const f_index *p) { return _mm256_loadu_si256((const __m256i *)p); }

@@ -57,9 +57,9 @@ static INLINE f_vec f_zero_where(f_mask m, f_vec a) { return _mm512_maskz_mov_ps
 static INLINE f_vec f_pow2(f_vec t) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t), 23)); }
 static const int32_t power_table[16] = {0x0,      -0x2553d, -0x46a3e, -0x63c2d, -0x7c810, -0x90ace, -0xa0129, -0xaa7c1,
                                         -0xafb0d, -0xaf75c, -0xa98d6, -0x9db74, -0x8bb03, -0x73321, -0x53f39, -0x2da83};
-static INLINE f_vec f_pow2_steps(f_vec t) {
-    const __m512i bits = _mm512_castps_si512(t);
-    const __m512i bent = _mm512_permutexvar_epi32(bits, _mm512_loadu_si512(power_table));
+static INLINE f_vec f_pow2_steps(f_vec t, int more) {
+    const __m512i bits = _mm512_castps_si512(t), table = _mm512_loadu_si512(power_table);
+    const __m512i bent = _mm512_permutexvar_epi32(bits, _mm512_add_epi32(table, _mm512_set1_epi32(more * (1 << 23))));
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(bits, 23 - POW2_STEP_BITS), bent));
 }
 static INLINE f_int f_int_load(const f_index *p) { return _mm512_loadu_si512(p); }

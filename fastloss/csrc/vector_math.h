@@ -106,9 +106,9 @@ static INLINE V(vec) V(exp_position_of)(V(vec) x, int steps, int scale_bits) {
     return V(fma)(x, V(set)(EXP_UNIT * (REAL)steps * EXP_PER_LN2), V(exp_origin)(steps, scale_bits));
 }
 
-/* x = n ln 2 + r: *power becomes 2^(n + scale_bits), and the result is e^r - 1. */
-static INLINE V(vec) V(exp_split)(V(vec) x, int scale_bits, V(vec) * power) {
-    const V(vec) position = V(exp_position_of)(x, 1, scale_bits);
+/* x = n ln 2 + r: *power becomes 2^(n + scale_bits), and the result is e^r - 1. position: that of x, in steps of ln 2.
+ */
+static INLINE V(vec) V(exp_split)(V(vec) x, V(vec) position, int scale_bits, V(vec) * power) {
     const V(vec) n = V(sub)(position, V(exp_origin)(1, scale_bits));
     V(vec) r = V(fnma)(n, V(set)(EXP_LN2_UPPER / EXP_UNIT), x);
     r = V(fnma)(n, V(set)(EXP_LN2_LOWER / EXP_UNIT), r);
@@ -122,38 +122,64 @@ static INLINE V(vec) V(exp_split)(V(vec) x, int scale_bits, V(vec) * power) {
 #define EXP_POSITIONS ((V(index))(EXP_STEPS << EXP_EXPONENT_BITS) - 1)
 static INLINE V(vec) V(exp_position)(V(vec) x) { return V(exp_position_of)(x, EXP_STEPS, EXP_SCALE_BITS); }
 
-/* e^x 2^EXP_SCALE_BITS for x of V(exp_floor); exactly 0 for its lowest, exactly 2^EXP_SCALE_BITS for 0. The caller
- * keeps x in range, or finds out afterwards: see V(in_range). */
+/* e^x 2^(scale_bits + more), from the position of x for scale_bits. */
 #if WORKING_TYPE == 32 && defined(POW2_STEP_BITS)
 /* A table of the powers between those of two leaves so little to the polynomial that two coefficients do, and that
  * only its first term needs what rounding took from ln 2, which the others do not wait for. */
-static INLINE f_vec f_exp_floored(f_vec x) {
+static INLINE f_vec f_exp_at(f_vec x, f_vec position, int scale_bits, int more) {
     const f_vec c2 = f_set(POW2_STEP_BITS == 3 ? 0x1.000878p-1f : 0x1.000220p-1f);
     const f_vec c3 = f_set(POW2_STEP_BITS == 3 ? 0x1.5556fap-3f : 0x1.55561cp-3f);
-    const f_vec position = f_exp_position(x);
-    const f_vec n = f_sub(position, f_exp_origin(EXP_STEPS, EXP_SCALE_BITS));
+    const f_vec n = f_sub(position, f_exp_origin(EXP_STEPS, scale_bits));
     const f_vec near = f_fnma(n, f_set(0x1.62e430p-1f / EXP_UNIT / EXP_STEPS), x);
     const f_vec r = f_fnma(n, f_set(-0x1.05c610p-29f / EXP_UNIT / EXP_STEPS), near);
-    const f_vec power = f_pow2_steps(position);
+    const f_vec power = f_pow2_steps(position, more);
     return f_fma(f_fma(f_fma(c3, near, c2), f_mul(near, near), r), power, power);
 }
 #else
-static INLINE V(vec) V(exp_floored)(V(vec) x) {
+static INLINE V(vec) V(exp_at)(V(vec) x, V(vec) position, int scale_bits, int more) {
     V(vec) power;
-    const V(vec) tail = V(exp_split)(x, EXP_SCALE_BITS, &power);
+    const V(vec) tail = V(exp_split)(x, position, scale_bits, &power);
+    if (more) power = V(from_bits)(V(int_add)(V(bits)(power), V(bits)(V(pow2)(V(exp_origin)(1, more - EXP_BIAS)))));
     return V(fma)(tail, power, power);
 }
 #endif
+
+/* e^x 2^EXP_SCALE_BITS for x of V(exp_floor); exactly 0 for its lowest, exactly 2^EXP_SCALE_BITS for 0. The caller
+ * keeps x in range, or finds out afterwards: see V(in_range). */
+static INLINE V(vec) V(exp_floored)(V(vec) x) { return V(exp_at)(x, V(exp_position)(x), EXP_SCALE_BITS, 0); }
 static INLINE V(vec) V(exp_scaled)(V(vec) x) { return V(exp_floored)(V(exp_floor)(x, EXP_SCALE_BITS)); }
 
 static INLINE V(vec) V(unscale)(V(vec) e) { return V(mul)(e, V(set)((REAL)1 / ((uint64_t)1 << EXP_SCALE_BITS))); }
 
 static INLINE V(vec) V(exp)(V(vec) x) { return V(unscale)(V(exp_scaled)(x)); }
 
+#undef DIRECT_BELOW
+#undef DIRECT_POSITIONS
+/* e^x of x that is neither large nor small, from 2^-96 to 2^32 in float: powers of half of all exponents, of which so
+ * many are negative. */
+#define DIRECT_BELOW (3 << (EXP_EXPONENT_BITS - 3))
+#define DIRECT_POSITIONS ((V(index))(EXP_STEPS << (EXP_EXPONENT_BITS - 1)) - 1)
+
+/* e^x, where x is in that range, which V(are_direct) tells afterwards of all x whose positions are in the sum. Without
+ * FMA, some large x have position 0, which would pass: see EXP_POSITIONS. */
+static INLINE V(int) V(no_positions)(void) { return VEC_HAS_FMA ? V(bits)(V(set)(2)) : V(int_set)(0); }
+static INLINE V(vec) V(exp_direct)(V(vec) x, V(int) * positions) {
+    const int origin = DIRECT_BELOW - EXP_BIAS;
+    const V(vec) position = V(exp_position_of)(x, EXP_STEPS, origin);
+    const V(int) bits = V(bits)(position), without = V(bits)(V(set)(-2));
+    *positions = V(int_or)(*positions, VEC_HAS_FMA ? bits : V(int_add)(bits, without));
+    return V(exp_at)(x, position, origin, -origin);
+}
+static INLINE bool V(are_direct)(V(int) positions) {
+    const V(int) upper = V(int_and)(positions, V(int_set)(~DIRECT_POSITIONS));
+    return V(set_lanes)(V(int_eq)(upper, V(no_positions)())) == ALL_LANES;
+}
+
 /* e^x, and 1 - e^x with all its digits, for x <= 0. */
 static INLINE V(vec) V(exp_and_rest)(V(vec) x, V(vec) * rest) {
     V(vec) power;
-    const V(vec) tail = V(exp_split)(V(exp_floor)(x, 0), 0, &power);
+    const V(vec) floored = V(exp_floor)(x, 0);
+    const V(vec) tail = V(exp_split)(floored, V(exp_position_of)(floored, 1, 0), 0, &power);
     *rest = V(fnma)(tail, power, V(sub)(V(set)(1), power));
     return V(fma)(tail, power, power);
 }
@@ -215,7 +241,8 @@ static INLINE V(vec) V(log)(V(vec) x) {
 static INLINE V(vec) V(exp_any)(V(vec) x) {
     V(vec) power;
     const V(vec) limit = V(set)((REAL)((EXP_BIAS) / EXP_PER_LN2));
-    const V(vec) tail = V(exp_split)(V(exp_floor)(V(min)(limit, x), 0), 0, &power);
+    const V(vec) bounded = V(exp_floor)(V(min)(limit, x), 0);
+    const V(vec) tail = V(exp_split)(bounded, V(exp_position_of)(bounded, 1, 0), 0, &power);
     return V(select)(V(lt)(limit, x), V(set)(INFINITY), V(fma)(tail, power, power));
 }
 
