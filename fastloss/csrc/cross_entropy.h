@@ -1,4 +1,5 @@
-/* Softmax cross-entropy from class indices: the fast kernels. Included once per working type.
+/* Softmax cross-entropy from class indices: the fast kernels; most rows of up to a few hundred classes need less, see
+ * direct.h. Included once per working type.
  *
  *     loss = s (a nll + u sum_c (lse - z_c) + z_loss lse^2),     nll = lse - z_y,     lse = log sum_c exp(z_c)
  *     grad_c = g (b p_c - u - [c = y] a),     p = softmax(z),     b = a + classes * u + 2 z_loss lse
@@ -1144,10 +1145,10 @@ static INLINE void V(index_rows_as)(const class_task *task, V(batch) * batch, bo
     if (classes <= SHORT_ROW) {
         for (ptrdiff_t i = 0; i < count; i += LANE_TARGETS) {
             const ptrdiff_t n = count - i < LANE_TARGETS ? count - i : LANE_TARGETS;
-            switch (native && smooth ? classes : 0) {
-#define SHORT(c)                                                           \
-    case c:                                                                \
-        V(short_rows)(task, batch, i, n, c, true, true, with_grad, false); \
+            switch (native ? classes : 0) {
+#define SHORT(c)                                                             \
+    case c:                                                                  \
+        V(short_rows)(task, batch, i, n, c, true, smooth, with_grad, false); \
         break;
                 SHORT(2)
                 SHORT(3)

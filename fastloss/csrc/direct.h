@@ -13,22 +13,44 @@
 /* e_y has to be so large that the rest is not: then no factor of a gradient is a subnormal number on its way. */
 #define DIRECT_LOWEST ((REAL)1 / ((uint64_t)1 << 32))
 
-/* Whether row i of the batch is direct. */
-static bool V(is_direct)(const class_task *task, const V(batch) * batch, ptrdiff_t i) {
-    const ptrdiff_t classes = task->call.classes;
-    REAL row[ONE_BLOCK_ROW + LANES];
+/* Whether the logits of a row are in the range of V(exp_direct). */
+static INLINE bool V(row_is_direct)(const REAL *z, ptrdiff_t classes) {
     V(int) positions = V(no_positions)();
-    V(load_block)(batch->z[i], task->call.logits.dtype, classes, 0, row);
-    for (ptrdiff_t c = 0; c < classes; c += LANES) V(exp_direct)(V(load)(row + c), &positions);
-    const REAL e_y = V(first_lane)(V(exp_direct)(V(set)(row[batch->y[i]]), &positions));
-    return V(are_direct)(positions) && e_y >= DIRECT_LOWEST;
+    for (ptrdiff_t c = 0; c + LANES <= classes; c += LANES) V(exp_direct)(V(load)(z + c), &positions);
+    if (classes < LANES)
+        V(exp_direct)(V(load_part)(z, classes, 0), &positions);
+    else
+        V(exp_direct)(V(load)(z + classes - LANES), &positions);
+    return V(are_direct)(positions);
 }
 
-/* Which of n rows from number `first` on are, and how many. */
+static INLINE REAL V(target_logit)(const class_task *task, const V(batch) * batch, ptrdiff_t i) {
+    const int dtype = task->call.logits.dtype;
+    const ptrdiff_t y = (ptrdiff_t)batch->y[i];
+    return batch->native ? ((const REAL *)batch->z[i])[y] : V(load_one)(batch->z[i] + y * dtype_size(dtype), dtype);
+}
+
+/* Which of n rows from number `first` on are direct, and how many. */
 static LOOP ptrdiff_t V(find_direct)(const class_task *task, const V(batch) * batch, ptrdiff_t first, ptrdiff_t n,
                                      bool *direct) {
+    const ptrdiff_t classes = task->call.classes;
     ptrdiff_t count = 0;
-    for (ptrdiff_t r = 0; r < n; r++) count += direct[r] = V(is_direct)(task, batch, first + r);
+    for (ptrdiff_t from = 0; from < n; from += LANES) {
+        REAL z_y[LANES] = {0};
+        const ptrdiff_t rows = n - from < LANES ? n - from : LANES;
+        for (ptrdiff_t r = 0; r < rows; r++) z_y[r] = V(target_logit)(task, batch, first + from + r);
+        V(int) unused = V(no_positions)();
+        const V(vec) e_y = V(exp_direct)(V(load)(z_y), &unused);
+        const unsigned low = V(set_lanes)(V(lt)(e_y, V(set)(DIRECT_LOWEST)));
+        for (ptrdiff_t r = 0; r < rows; r++) {
+            const char *z = batch->z[first + from + r];
+            REAL row[ONE_BLOCK_ROW + LANES];
+            if (!batch->native) V(load_block)(z, task->call.logits.dtype, classes, 0, row);
+            const bool is = !(low >> r & 1) && V(row_is_direct)(batch->native ? (const REAL *)z : row, classes);
+            direct[from + r] = is;
+            count += is;
+        }
+    }
     return count;
 }
 
@@ -36,26 +58,25 @@ static LOOP ptrdiff_t V(find_direct)(const class_task *task, const V(batch) * ba
 static LOOP void V(careful_rows)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n,
                                  const bool *direct) {
     V(batch) few;
-    ptrdiff_t row[LANE_TARGETS];
+    ptrdiff_t row[LANE_TARGETS], count = 0;
     few.native = batch->native;
     few.streams = false;
     few.scratch = batch->scratch;
-    few.count = 0;
     for (ptrdiff_t i = first; i < first + n; i++) {
-        if (direct[i - first]) continue;
-        const ptrdiff_t k = few.count++;
-        row[k] = i;
-        few.z[k] = batch->z[i];
-        few.grad[k] = batch->grad[i];
-        few.y[k] = batch->y[i];
-        few.a[k] = batch->a[i];
-        few.s[k] = batch->s[i];
-        few.g[k] = batch->g[i];
+        few.z[count] = batch->z[i];
+        few.grad[count] = batch->grad[i];
+        few.y[count] = batch->y[i];
+        few.a[count] = batch->a[i];
+        few.s[count] = batch->s[i];
+        few.g[count] = batch->g[i];
+        row[count] = i;
+        count += !direct[i - first];
     }
-    for (ptrdiff_t k = few.count; k < LANE_TARGETS; k++) few.a[k] = few.s[k] = few.g[k] = 0;
+    few.count = count;
+    for (ptrdiff_t k = count; k < LANE_TARGETS; k++) few.a[k] = few.s[k] = few.g[k] = 0;
     const bool with_metrics = task->call.metrics != NULL;
     (with_metrics ? V(referenced_metrics) : V(referenced_rows))(task, &few);
-    for (ptrdiff_t k = 0; k < few.count; k++) {
+    for (ptrdiff_t k = 0; k < count; k++) {
         batch->loss[row[k]] = few.loss[k];
         if (!with_metrics) continue;
         batch->lse[row[k]] = few.lse[k];
@@ -212,7 +233,6 @@ static INLINE void V(direct_rows)(const class_task *task, V(batch) * batch, ptrd
                                   bool with_metrics) {
     const ptrdiff_t classes = task->call.classes, bytes = classes * (ptrdiff_t)sizeof(REAL);
     const V(row_shape) shape = V(shape_of)(classes, vectors ? vectors : (classes + LANES - 1) / LANES);
-    const int dtype = task->call.logits.dtype;
     const bool native = batch->native;
     const bool streams = with_grad && native && batch->streams && batch->adjacent && classes >= STREAMED_CLASSES;
     /* Of many rows at a time, each step's operations wait less for those of the step before; streamed gradients are
@@ -262,11 +282,8 @@ static INLINE void V(direct_rows)(const class_task *task, V(batch) * batch, ptrd
             stage[at[r]] = 0; /* set aside */
             if (with_metrics) lanes.z_y[r] = z[at[r]];
         }
-        for (ptrdiff_t r = 0; options && !with_metrics && r < padded; r++) {
-            const ptrdiff_t i = first + (r < n ? r : 0), its = (ptrdiff_t)batch->y[i];
-            lanes.z_y[r] =
-                native ? ((const REAL *)batch->z[i])[its] : V(load_one)(batch->z[i] + its * dtype_size(dtype), dtype);
-        }
+        for (ptrdiff_t r = 0; options && !with_metrics && r < padded; r++)
+            lanes.z_y[r] = V(target_logit)(task, batch, first + (r < n ? r : 0));
         V(vec) lowest = V(set)(INFINITY);
         for (ptrdiff_t v = 0; v < groups; v++) {
             V(vec) sum[LANES], moment[LANES], ahead[LANES];
