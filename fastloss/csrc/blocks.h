@@ -290,8 +290,7 @@ static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL re
 static INLINE bool V(in_range)(V(vec) sum, V(int) positions) {
     const V(vec) high = V(set)((REAL)((uint64_t)1 << EXP_SCALE_BITS) * (1 << 23));
     const V(int) upper = V(int_and)(positions, V(int_set)(~EXP_POSITIONS));
-    return V(set_lanes)(V(int_eq)(upper, V(bits)(V(set)(2)))) == ALL_LANES &&
-           V(set_lanes)(V(lt)(sum, high)) == ALL_LANES;
+    return V(all_equal)(upper, V(bits)(V(set)(2))) && V(set_lanes)(V(lt)(sum, high)) == ALL_LANES;
 }
 
 /* The forms for blocks of long rows, each a function of its own: the quick ones that most blocks take; "others" leave

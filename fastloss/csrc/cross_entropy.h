@@ -19,7 +19,7 @@ typedef struct {
     ptrdiff_t count;
     bool native;        /* logits and gradients are of the working type; else they are converted on the way */
     bool streams;       /* gradients are written past the caches */
-    bool adjacent;      /* rows lie behind each other, in the logits as in the gradients */
+    bool adjacent;      /* rows lie behind each other, in the logits as in the gradients, and none is ignored */
     bool is_careful;    /* of the rows before, none were direct */
     REAL *scratch;      /* a row of scratch where not native or where it streams */
     line_stream stream; /* of rows that lie behind each other */
@@ -388,7 +388,6 @@ static INLINE void V(finish_vectors)(const class_task *task, const V(lane_sums) 
         V(finish)(task, options, sums->m[v], sums->z_y[v], e_y[v], sums->rest[v], sums->distance[v], V(load)(a + at),
                   V(load)(s + at), V(load)(g + at), &f[v]);
         V(store)(batch->loss + first + at, f[v].loss);
-        f[v].factor = V(mul)(f[v].factor, V(set)(SCALE_DOWN));
     }
     for (ptrdiff_t v = 0; with_metrics && v < vectors; v++) {
         const ptrdiff_t at = first + v * LANES;
@@ -529,11 +528,11 @@ static INLINE V(vec) V(row_sum)(const REAL *e, ptrdiff_t padded, ptrdiff_t vecto
     return V(add)(V(add)(sum[0], sum[2]), V(add)(sum[1], sum[3]));
 }
 
-/* p = e * factor, less *shift if there is one, for a row that has its whole vectors in e. */
-static INLINE void V(scale_row)(REAL *p, const REAL *e, ptrdiff_t classes, ptrdiff_t padded, REAL factor,
+/* p = e * factor, less *shift if there is one, for a row that has its whole vectors in e; the last vector begins at
+ * number `last`, so that it ends where the row does. */
+static INLINE void V(scale_row)(REAL *p, const REAL *e, ptrdiff_t last, ptrdiff_t padded, REAL factor,
                                 const REAL *shift) {
     const V(vec) f = V(set)(factor), minus = V(set)(shift ? -*shift : 0);
-    const ptrdiff_t last = classes - LANES;
     for (ptrdiff_t i = 0; i + LANES < padded; i += LANES) V(store)(p + i, V(scaled)(e + i, f, minus, shift));
     V(store)(p + last, V(scaled)(e + last, f, minus, shift));
 }
@@ -647,7 +646,7 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t a
         if (!with_grad) continue;
         REAL factor[ROW_GROUPS * LANES], target_grad[ROW_GROUPS * LANES], shift[ROW_GROUPS * LANES];
         for (ptrdiff_t group = 0; group < groups; group++) {
-            V(store)(factor + group * LANES, f[group].factor);
+            V(store)(factor + group * LANES, V(mul)(f[group].factor, V(set)(SCALE_DOWN)));
             V(store)(target_grad + group * LANES, f[group].target_grad);
             if (smooth) V(store)(shift + group * LANES, f[group].shift);
         }
@@ -660,7 +659,7 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t a
             const REAL *e = stage + r * padded;
             char *grad = contiguous ? (char *)(batch->waiting + r * classes) : batch->grad[first + r];
             if (native) {
-                V(scale_row)((REAL *)grad, e, classes, padded, factor[r], smooth ? &shift[r] : NULL);
+                V(scale_row)((REAL *)grad, e, classes - LANES, padded, factor[r], smooth ? &shift[r] : NULL);
                 ((REAL *)grad)[y] = target_grad[r];
             } else {
                 V(store_scaled)(grad, dtype, classes, e, factor[r], smooth ? shift[r] : 0);
@@ -697,7 +696,7 @@ ROW_FORMS(rows_any, true)
 #if WORKING_TYPE == 32
 ROW_FORMS(rows_converted, false)
 #endif
-/* Rows of more than SHORT_ROW classes have so many vectors at least. */
+/* Smoothed labels of rows of few vectors gain from loops of known length; others come here too rarely. */
 SMOOTH_ROW_FORMS(rows_2, 2, true)
 SMOOTH_ROW_FORMS(rows_3, 3, true)
 SMOOTH_ROW_FORMS(rows_4, 4, true)
@@ -1007,6 +1006,7 @@ static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V
         (fetches ? V(lanes_exp_sums_and_fetched) : V(lanes_exp_sums))(block, batch, &sums);
     const ptrdiff_t first = batch->first + block->at;
     V(finish_all)(task, &sums, block->vectors, batch->of, first, with_metrics, f);
+    for (ptrdiff_t v = 0; v < block->vectors; v++) f[v].factor = V(mul)(f[v].factor, V(set)(SCALE_DOWN));
     for (ptrdiff_t v = 0; batch->any_ignored && v < block->vectors; v++) {
         const V(mask) ignored = V(int_eq)(V(int_load)(batch->y + block->at + v * LANES), V(int_set)(-1));
         V(store)(batch->of->loss + first + v * LANES, V(zero_where)(ignored, f[v].loss));
@@ -1139,6 +1139,7 @@ static INLINE void V(short_rows)(const class_task *task, V(batch) * batch, ptrdi
         V(unpack_rows)(task, packed, n, batch->grad + first);
     }
 }
+
 static INLINE void V(index_rows_as)(const class_task *task, V(batch) * batch, bool native, bool smooth,
                                     bool with_grad) {
     const ptrdiff_t classes = task->call.classes, count = batch->count;

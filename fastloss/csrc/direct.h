@@ -2,9 +2,9 @@
  * once per working type.
  *
  * The exponentials are those of the logits themselves: none waits for a maximum, and rows need not begin where vectors
- * do. In units of e^z_y, e_y is 1 and the others are rest = (sum of their exponentials) / e^z_y, so that
+ * do. With e_y = e^z_y and "rest" the sum of the other classes' exponentials,
  *
- *     nll = log1p(rest),     grad_c = e^z_c (g a / (1 + rest)) / e^z_y,     grad_y = -g a rest / (1 + rest)
+ *     nll = log1p(rest / e_y),     grad_c = e^z_c g a / (rest + e_y),     grad_y = -g a rest / (rest + e_y)
  *
  * Where the logits of a row are too large or too small for that, cross_entropy.h does it with a reference. Which of the
  * two does a row depends on no other row. */
@@ -107,15 +107,15 @@ static INLINE V(int) V(direct_exps)(const REAL *z, ptrdiff_t n, REAL *e, const R
 /* How rows are cut into vectors: whole ones from their first class on, and one that ends with their last class, or if
  * there is but one begins with the first. */
 typedef struct {
-    ptrdiff_t classes, vectors, last; /* last: where the last one begins */
-    V(mask) spare;                    /* which of its lanes are in the one before as well, or not of the row */
+    ptrdiff_t vectors, last; /* last: where the last one begins */
+    V(mask) spare;           /* which of its lanes are in the one before as well, or not of the row */
 } V(row_shape);
 
 static INLINE V(row_shape) V(shape_of)(ptrdiff_t classes, ptrdiff_t vectors) {
     const V(int) numbers = V(int_load)(V(numbers));
     const V(index) twice = (V(index))(vectors * LANES - classes), count = (V(index))classes;
-    if (vectors == 1) return (V(row_shape)){classes, 1, 0, V(int_lt)(V(int_set)(count - 1), numbers)};
-    return (V(row_shape)){classes, vectors, classes - LANES, V(int_lt)(numbers, V(int_set)(twice))};
+    if (vectors == 1) return (V(row_shape)){1, 0, V(int_lt)(V(int_set)(count - 1), numbers)};
+    return (V(row_shape)){vectors, classes - LANES, V(int_lt)(numbers, V(int_set)(twice))};
 }
 
 /* The sum of a row in lanes, in four sums that do not wait for each other. */
@@ -153,9 +153,9 @@ static INLINE void V(add_metrics_of)(const REAL *z, const REAL *e, ptrdiff_t c, 
     row->moment = V(fma)(gap, spare ? V(zero_where)(*spare, exps) : exps, row->moment);
 }
 
-static INLINE V(vec) V(direct_moment)(const REAL *z, const REAL *e, V(row_shape) shape, const V(index) * y, REAL z_y,
+static INLINE V(vec) V(direct_moment)(const REAL *z, const REAL *e, V(row_shape) shape, V(index) y, REAL z_y,
                                       REAL below, V(vec) * ahead) {
-    V(row_metrics) row = {V(set)(z_y), V(set)(below), V(set)(0), V(int_set)(*y), V(int_set)(0)};
+    V(row_metrics) row = {V(set)(z_y), V(set)(below), V(set)(0), V(int_set)(y), V(int_set)(0)};
 #pragma GCC unroll 16
     for (ptrdiff_t v = 0; v + 1 < shape.vectors; v++) V(add_metrics_of)(z, e, v * LANES, NULL, &row);
     V(add_metrics_of)(z, e, shape.last, &shape.spare, &row);
@@ -163,69 +163,47 @@ static INLINE V(vec) V(direct_moment)(const REAL *z, const REAL *e, V(row_shape)
     return row.moment;
 }
 
-/* e * factor; in whole vectors, so that a row of less than one is written past its end. */
-static INLINE void V(direct_scale)(const REAL *e, V(row_shape) shape, REAL factor, REAL *p) {
-    const V(vec) f = V(set)(factor);
-    for (ptrdiff_t i = 0; i + LANES < shape.vectors * LANES; i += LANES) V(store)(p + i, V(mul)(f, V(load)(e + i)));
-    V(store)(p + shape.last, V(mul)(f, V(load)(e + shape.last)));
-}
-
-/* What is known of several vectors of targets: the rest, 1 / e^z_y, by-products, of which the moment is in units of
- * e^z_y, and for those and for options z_y; and what their gradients need. */
+/* What is known of several vectors of targets: e^z_y, the sums of the others, and what their gradients need. */
 typedef struct {
-    V(vec) rest[LANE_VECTORS], inverse[LANE_VECTORS], moment[LANE_VECTORS], ahead[LANE_VECTORS];
-    REAL z_y[LANE_TARGETS], factor[LANE_TARGETS], target_grad[LANE_TARGETS];
+    V(vec) e_y[LANE_VECTORS];
+    V(lane_sums) sums;
+    REAL factor[LANE_TARGETS], target_grad[LANE_TARGETS];
 } V(direct_lanes);
 
-/* Losses and gradients without any option. */
+/* Losses and gradients without options and by-products, which need no logit of the target. */
 static LOOP void V(finish_direct)(V(batch) * batch, ptrdiff_t first, ptrdiff_t vectors, V(direct_lanes) * lanes) {
     const V(vec) one = V(set)(1);
     for (ptrdiff_t v = 0; v < vectors; v++) {
         const ptrdiff_t at = first + v * LANES;
         V(finished) f;
-        V(finish_scale)(one, lanes->rest[v], V(load)(batch->a + at), V(load)(batch->g + at), &f);
-        V(store)(lanes->factor + v * LANES, V(mul)(f.factor, lanes->inverse[v]));
+        V(finish_scale)(lanes->e_y[v], lanes->sums.rest[v], V(load)(batch->a + at), V(load)(batch->g + at), &f);
+        V(store)(lanes->factor + v * LANES, f.factor);
         V(store)(lanes->target_grad + v * LANES, f.target_grad);
-        lanes->inverse[v] = f.inverse;
     }
     /* In a loop of its own: the operations of one vector wait for each other. */
     for (ptrdiff_t v = 0; v < vectors; v++) {
         const ptrdiff_t at = first + v * LANES;
-        const V(vec) nll = V(log_sum)(one, lanes->rest[v], lanes->inverse[v]);
+        const V(vec) rest = V(div)(lanes->sums.rest[v], lanes->e_y[v]);
+        const V(vec) nll = V(log_sum)(one, rest, V(reciprocal)(V(add)(rest, one)));
         V(store)(batch->loss + at, V(mul)(V(load)(batch->s + at), V(mul)(V(load)(batch->a + at), nll)));
     }
 }
 
-/* With options or by-products. */
-static INLINE void V(finish_direct_more)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t vectors,
-                                         bool options, bool with_metrics, V(direct_lanes) * lanes) {
-    const V(vec) one = V(set)(1), zero = V(set)(0);
+/* The same with options or by-products: z_y becomes the reference. */
+static LOOP void V(finish_more)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t vectors,
+                                bool with_metrics, V(direct_lanes) * lanes) {
+    V(lane_sums) *sums = &lanes->sums;
+    V(finished) f[LANE_VECTORS];
     for (ptrdiff_t v = 0; v < vectors; v++) {
-        const ptrdiff_t at = first + v * LANES;
-        const V(vec) z_y = V(load)(lanes->z_y + v * LANES);
-        const V(vec) a = V(load)(batch->a + at), s = V(load)(batch->s + at), g = V(load)(batch->g + at);
-        V(finished) f;
-        V(finish_scale)(one, lanes->rest[v], a, g, &f);
-        V(finish)(task, options, z_y, z_y, one, lanes->rest[v], zero, a, s, g, &f);
-        V(store)(batch->loss + at, f.loss);
-        V(store)(lanes->factor + v * LANES, V(mul)(f.factor, lanes->inverse[v]));
-        V(store)(lanes->target_grad + v * LANES, f.target_grad);
-        if (with_metrics)
-            V(finish_metrics)(&f, z_y, z_y, one, lanes->moment[v], lanes->ahead[v], batch->lse + at,
-                              batch->entropy + at, batch->ahead + at);
+        sums->m[v] = sums->z_y[v];
+        sums->rest[v] = V(div)(sums->rest[v], lanes->e_y[v]);
+        if (with_metrics) sums->moment[v] = V(div)(sums->moment[v], lanes->e_y[v]);
     }
-}
-static LOOP void V(finish_direct_optional)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t vectors,
-                                           V(direct_lanes) * lanes) {
-    V(finish_direct_more)(task, batch, first, vectors, true, false, lanes);
-}
-static LOOP void V(finish_direct_measured)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t vectors,
-                                           V(direct_lanes) * lanes) {
-    V(finish_direct_more)(task, batch, first, vectors, false, true, lanes);
-}
-static LOOP void V(finish_direct_both)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t vectors,
-                                       V(direct_lanes) * lanes) {
-    V(finish_direct_more)(task, batch, first, vectors, true, true, lanes);
+    V(finish_all)(task, sums, vectors, batch, first, with_metrics, f);
+    for (ptrdiff_t v = 0; v < vectors; v++) {
+        V(store)(lanes->factor + v * LANES, V(div)(f[v].factor, lanes->e_y[v]));
+        V(store)(lanes->target_grad + v * LANES, f[v].target_grad);
+    }
 }
 
 /* All rows of a batch. vectors: in a row, where the compiler is to know it; else 0. */
@@ -233,16 +211,17 @@ static INLINE void V(direct_rows)(const class_task *task, V(batch) * batch, ptrd
                                   bool with_metrics) {
     const ptrdiff_t classes = task->call.classes, bytes = classes * (ptrdiff_t)sizeof(REAL);
     const V(row_shape) shape = V(shape_of)(classes, vectors ? vectors : (classes + LANES - 1) / LANES);
+    const ptrdiff_t whole = shape.vectors * LANES;
     const bool native = batch->native;
     const bool streams = with_grad && native && batch->streams && batch->adjacent && classes >= STREAMED_CLASSES;
     /* Of many rows at a time, each step's operations wait less for those of the step before; streamed gradients are
      * written in short bursts. */
     const ptrdiff_t wanted = LANES * (streams ? 2 : shape.vectors <= 2 ? LANE_VECTORS : 4);
-    const ptrdiff_t most = ROW_STAGE / (shape.vectors * LANES) / LANES * LANES, at_once = wanted < most ? wanted : most;
+    const ptrdiff_t most = ROW_STAGE / whole / LANES * LANES, at_once = wanted < most ? wanted : most;
     const ptrdiff_t fetched = PAGE_BYTES / (ptrdiff_t)sizeof(REAL);
     _Alignas(LINE_BYTES) REAL stage[ROW_STAGE];
     const bool options = V(has_options)(task);
-    REAL e_y[LANE_TARGETS], below[LANES];
+    REAL e_y[LANE_TARGETS], z_y[LANE_TARGETS], below[LANES];
     V(index) y[LANE_TARGETS];
     ptrdiff_t at[LANE_TARGETS]; /* where the target is in the stage */
     V(direct_lanes) lanes;
@@ -280,34 +259,31 @@ static INLINE void V(direct_rows)(const class_task *task, V(batch) * batch, ptrd
         for (ptrdiff_t r = 0; r < padded; r++) {
             e_y[r] = stage[at[r]];
             stage[at[r]] = 0; /* set aside */
-            if (with_metrics) lanes.z_y[r] = z[at[r]];
+            if (with_metrics) z_y[r] = z[at[r]];
         }
         for (ptrdiff_t r = 0; options && !with_metrics && r < padded; r++)
-            lanes.z_y[r] = V(target_logit)(task, batch, first + (r < n ? r : 0));
+            z_y[r] = V(target_logit)(task, batch, first + (r < n ? r : 0));
         V(vec) lowest = V(set)(INFINITY);
         for (ptrdiff_t v = 0; v < groups; v++) {
             V(vec) sum[LANES], moment[LANES], ahead[LANES];
-            if (with_metrics) V(store)(below, V(below)(V(load)(lanes.z_y + v * LANES)));
+            if (options || with_metrics) lanes.sums.z_y[v] = V(load)(z_y + v * LANES);
+            if (with_metrics) V(store)(below, V(below)(lanes.sums.z_y[v]));
             for (ptrdiff_t r = 0; !with_metrics && r < LANES; r++)
                 sum[r] = V(direct_sum)(stage + (v * LANES + r) * classes, shape);
             for (ptrdiff_t r = 0; with_metrics && r < LANES; r++) {
                 const ptrdiff_t row = v * LANES + r, from = row * classes;
                 sum[r] = V(direct_sum)(stage + from, shape);
-                moment[r] =
-                    V(direct_moment)(z + from, stage + from, shape, y + row, lanes.z_y[row], below[r], &ahead[r]);
+                moment[r] = V(direct_moment)(z + from, stage + from, shape, y[row], z_y[row], below[r], &ahead[r]);
             }
-            const V(vec) own = V(load)(e_y + v * LANES), inverse = V(reciprocal)(own);
-            lowest = V(min)(lowest, own);
-            lanes.inverse[v] = inverse;
-            lanes.rest[v] = V(mul)(V(rows_sum)(sum), inverse);
-            if (with_metrics) lanes.moment[v] = V(mul)(V(rows_sum)(moment), inverse);
-            if (with_metrics) lanes.ahead[v] = V(rows_sum)(ahead);
+            lanes.e_y[v] = V(load)(e_y + v * LANES);
+            lowest = V(min)(lowest, lanes.e_y[v]);
+            lanes.sums.rest[v] = V(rows_sum)(sum);
+            if (with_metrics) lanes.sums.moment[v] = V(rows_sum)(moment);
+            if (with_metrics) lanes.sums.ahead[v] = V(rows_sum)(ahead);
         }
         const bool all = V(are_direct)(positions) && !V(any)(V(lt)(lowest, V(set)(DIRECT_LOWEST)));
-        if (with_metrics)
-            (options ? V(finish_direct_both) : V(finish_direct_measured))(task, batch, first, groups, &lanes);
-        else if (options)
-            V(finish_direct_optional)(task, batch, first, groups, &lanes);
+        if (options || with_metrics)
+            V(finish_more)(task, batch, first, groups, with_metrics, &lanes);
         else
             V(finish_direct)(batch, first, groups, &lanes);
         if (!all) {
@@ -321,12 +297,12 @@ static INLINE void V(direct_rows)(const class_task *task, V(batch) * batch, ptrd
         const ptrdiff_t followed = unstaged && shape.vectors == 1 ? n - (LANES - 1) / classes : n;
 #pragma GCC unroll 4
         for (ptrdiff_t r = 0; r < followed; r++) {
-            V(direct_scale)(stage + r * classes, shape, lanes.factor[r], to + r * classes);
+            V(scale_row)(to + r * classes, stage + r * classes, shape.last, whole, lanes.factor[r], NULL);
             to[at[r]] = lanes.target_grad[r];
         }
         for (ptrdiff_t r = followed; r < n; r++) {
             REAL row[LANES];
-            V(direct_scale)(stage + r * classes, shape, lanes.factor[r], row);
+            V(scale_row)(row, stage + r * classes, shape.last, whole, lanes.factor[r], NULL);
             row[batch->y[first + r]] = lanes.target_grad[r];
             memcpy(to + r * classes, row, (size_t)bytes);
         }

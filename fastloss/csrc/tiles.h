@@ -167,7 +167,7 @@ static int V(row_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end, R
         for (ptrdiff_t k = 0; !same_factors && k < batch.count; k++)
             V(target_factors)(task, from + (ignored ? row[k] : k), (ptrdiff_t)batch.y[k], &batch.a[k], &batch.s[k],
                               &batch.g[k]);
-        if (metrics || plain)
+        if (plain)
             V(index_rows)(task, &batch);
         else if (call->classes <= SHORT_ROW)
             V(any_short_rows)(task, &batch);

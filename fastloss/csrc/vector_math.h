@@ -116,13 +116,15 @@ static INLINE V(vec) V(exp_split)(V(vec) x, V(vec) position, int scale_bits, V(v
     return V(exp_tail)(r);
 }
 
+static INLINE bool V(all_equal)(V(int) a, V(int) b) { return V(set_lanes)(V(int_eq)(a, b)) == ALL_LANES; }
+
 /* That of e^x 2^EXP_SCALE_BITS. Its bits are those of 2 but for EXP_POSITIONS, the lowest, as long as x is in
  * the range in which that is neither 0 nor infinite; and elsewhere others are set as well: 2 has but one bit, the
  * highest of the exponent, so that without others there is only 0, which has position 0 too. */
 #define EXP_POSITIONS ((V(index))(EXP_STEPS << EXP_EXPONENT_BITS) - 1)
 static INLINE V(vec) V(exp_position)(V(vec) x) { return V(exp_position_of)(x, EXP_STEPS, EXP_SCALE_BITS); }
 
-/* e^x 2^(scale_bits + more), from the position of x for scale_bits. */
+/* e^x 2^(scale_bits + more), from the position of x for scale_bits; `more` is added to the exponent of the power. */
 #if WORKING_TYPE == 32 && defined(POW2_STEP_BITS)
 /* A table of the powers between those of two leaves so little to the polynomial that two coefficients do, and that
  * only its first term needs what rounding took from ln 2, which the others do not wait for. */
@@ -139,7 +141,9 @@ static INLINE f_vec f_exp_at(f_vec x, f_vec position, int scale_bits, int more) 
 static INLINE V(vec) V(exp_at)(V(vec) x, V(vec) position, int scale_bits, int more) {
     V(vec) power;
     const V(vec) tail = V(exp_split)(x, position, scale_bits, &power);
-    if (more) power = V(from_bits)(V(int_add)(V(bits)(power), V(bits)(V(pow2)(V(exp_origin)(1, more - EXP_BIAS)))));
+    /* The position of a number whose exponent, with the bias, is `more`. */
+    const V(vec) exponent = V(pow2)(V(exp_origin)(1, more - EXP_BIAS));
+    if (more) power = V(from_bits)(V(int_add)(V(bits)(power), V(bits)(exponent)));
     return V(fma)(tail, power, power);
 }
 #endif
@@ -160,8 +164,9 @@ static INLINE V(vec) V(exp)(V(vec) x) { return V(unscale)(V(exp_scaled)(x)); }
 #define DIRECT_BELOW (3 << (EXP_EXPONENT_BITS - 3))
 #define DIRECT_POSITIONS ((V(index))(EXP_STEPS << (EXP_EXPONENT_BITS - 1)) - 1)
 
-/* e^x, where x is in that range, which V(are_direct) tells afterwards of all x whose positions are in the sum. Without
- * FMA, some large x have position 0, which would pass: see EXP_POSITIONS. */
+/* e^x for x in that range. *positions, which begins as V(no_positions), collects the bits of the positions, and
+ * V(are_direct) tells from them whether all x were. Without FMA, some large x have position 0, which would pass: see
+ * EXP_POSITIONS. */
 static INLINE V(int) V(no_positions)(void) { return VEC_HAS_FMA ? V(bits)(V(set)(2)) : V(int_set)(0); }
 static INLINE V(vec) V(exp_direct)(V(vec) x, V(int) * positions) {
     const int origin = DIRECT_BELOW - EXP_BIAS;
@@ -171,8 +176,7 @@ static INLINE V(vec) V(exp_direct)(V(vec) x, V(int) * positions) {
     return V(exp_at)(x, position, origin, -origin);
 }
 static INLINE bool V(are_direct)(V(int) positions) {
-    const V(int) upper = V(int_and)(positions, V(int_set)(~DIRECT_POSITIONS));
-    return V(set_lanes)(V(int_eq)(upper, V(no_positions)())) == ALL_LANES;
+    return V(all_equal)(V(int_and)(positions, V(int_set)(~DIRECT_POSITIONS)), V(no_positions)());
 }
 
 /* e^x, and 1 - e^x with all its digits, for x <= 0. */
