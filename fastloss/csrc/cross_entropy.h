@@ -388,6 +388,7 @@ static INLINE void V(finish_vectors)(const class_task *task, const V(lane_sums) 
         V(finish)(task, options, sums->m[v], sums->z_y[v], e_y[v], sums->rest[v], sums->distance[v], V(load)(a + at),
                   V(load)(s + at), V(load)(g + at), &f[v]);
         V(store)(batch->loss + first + at, f[v].loss);
+        f[v].factor = V(mul)(f[v].factor, V(set)(SCALE_DOWN));
     }
     for (ptrdiff_t v = 0; with_metrics && v < vectors; v++) {
         const ptrdiff_t at = first + v * LANES;
@@ -646,7 +647,7 @@ static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t a
         if (!with_grad) continue;
         REAL factor[ROW_GROUPS * LANES], target_grad[ROW_GROUPS * LANES], shift[ROW_GROUPS * LANES];
         for (ptrdiff_t group = 0; group < groups; group++) {
-            V(store)(factor + group * LANES, V(mul)(f[group].factor, V(set)(SCALE_DOWN)));
+            V(store)(factor + group * LANES, f[group].factor);
             V(store)(target_grad + group * LANES, f[group].target_grad);
             if (smooth) V(store)(shift + group * LANES, f[group].shift);
         }
@@ -1006,7 +1007,6 @@ static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V
         (fetches ? V(lanes_exp_sums_and_fetched) : V(lanes_exp_sums))(block, batch, &sums);
     const ptrdiff_t first = batch->first + block->at;
     V(finish_all)(task, &sums, block->vectors, batch->of, first, with_metrics, f);
-    for (ptrdiff_t v = 0; v < block->vectors; v++) f[v].factor = V(mul)(f[v].factor, V(set)(SCALE_DOWN));
     for (ptrdiff_t v = 0; batch->any_ignored && v < block->vectors; v++) {
         const V(mask) ignored = V(int_eq)(V(int_load)(batch->y + block->at + v * LANES), V(int_set)(-1));
         V(store)(batch->of->loss + first + v * LANES, V(zero_where)(ignored, f[v].loss));

@@ -163,10 +163,10 @@ static INLINE V(vec) V(direct_moment)(const REAL *z, const REAL *e, V(row_shape)
     return row.moment;
 }
 
-/* What is known of several vectors of targets: e^z_y, the sums of the others, and what their gradients need. */
+/* What is known of several vectors of targets: e^z_y and the sums of the others, for options and by-products z_y, and
+ * by-products; and what their gradients need. */
 typedef struct {
-    V(vec) e_y[LANE_VECTORS];
-    V(lane_sums) sums;
+    V(vec) e_y[LANE_VECTORS], rest[LANE_VECTORS], z_y[LANE_VECTORS], moment[LANE_VECTORS], ahead[LANE_VECTORS];
     REAL factor[LANE_TARGETS], target_grad[LANE_TARGETS];
 } V(direct_lanes);
 
@@ -176,33 +176,38 @@ static LOOP void V(finish_direct)(V(batch) * batch, ptrdiff_t first, ptrdiff_t v
     for (ptrdiff_t v = 0; v < vectors; v++) {
         const ptrdiff_t at = first + v * LANES;
         V(finished) f;
-        V(finish_scale)(lanes->e_y[v], lanes->sums.rest[v], V(load)(batch->a + at), V(load)(batch->g + at), &f);
+        V(finish_scale)(lanes->e_y[v], lanes->rest[v], V(load)(batch->a + at), V(load)(batch->g + at), &f);
         V(store)(lanes->factor + v * LANES, f.factor);
         V(store)(lanes->target_grad + v * LANES, f.target_grad);
     }
     /* In a loop of its own: the operations of one vector wait for each other. */
     for (ptrdiff_t v = 0; v < vectors; v++) {
         const ptrdiff_t at = first + v * LANES;
-        const V(vec) rest = V(div)(lanes->sums.rest[v], lanes->e_y[v]);
+        const V(vec) rest = V(div)(lanes->rest[v], lanes->e_y[v]);
         const V(vec) nll = V(log_sum)(one, rest, V(reciprocal)(V(add)(rest, one)));
         V(store)(batch->loss + at, V(mul)(V(load)(batch->s + at), V(mul)(V(load)(batch->a + at), nll)));
     }
 }
 
-/* The same with options or by-products: z_y becomes the reference. */
+/* The same with options or by-products: in units of e^z_y, where the target's exponential is 1. */
 static LOOP void V(finish_more)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t vectors,
                                 bool with_metrics, V(direct_lanes) * lanes) {
-    V(lane_sums) *sums = &lanes->sums;
-    V(finished) f[LANE_VECTORS];
+    const bool options = V(has_options)(task);
+    const V(vec) one = V(set)(1), no_distance = V(set)(0);
     for (ptrdiff_t v = 0; v < vectors; v++) {
-        sums->m[v] = sums->z_y[v];
-        sums->rest[v] = V(div)(sums->rest[v], lanes->e_y[v]);
-        if (with_metrics) sums->moment[v] = V(div)(sums->moment[v], lanes->e_y[v]);
-    }
-    V(finish_all)(task, sums, vectors, batch, first, with_metrics, f);
-    for (ptrdiff_t v = 0; v < vectors; v++) {
-        V(store)(lanes->factor + v * LANES, V(div)(f[v].factor, lanes->e_y[v]));
-        V(store)(lanes->target_grad + v * LANES, f[v].target_grad);
+        const ptrdiff_t at = first + v * LANES;
+        const V(vec) e_y = lanes->e_y[v], inverse = V(reciprocal)(e_y), z_y = lanes->z_y[v],
+                     rest = V(div)(lanes->rest[v], e_y);
+        const V(vec) a = V(load)(batch->a + at), s = V(load)(batch->s + at), g = V(load)(batch->g + at);
+        V(finished) f;
+        V(finish_scale)(one, rest, a, g, &f);
+        V(finish)(task, options, z_y, z_y, one, rest, no_distance, a, s, g, &f);
+        V(store)(batch->loss + at, f.loss);
+        V(store)(lanes->factor + v * LANES, V(mul)(f.factor, inverse));
+        V(store)(lanes->target_grad + v * LANES, f.target_grad);
+        if (with_metrics)
+            V(finish_metrics)(&f, z_y, z_y, one, V(mul)(lanes->moment[v], inverse), lanes->ahead[v], batch->lse + at,
+                              batch->entropy + at, batch->ahead + at);
     }
 }
 
@@ -266,8 +271,8 @@ static INLINE void V(direct_rows)(const class_task *task, V(batch) * batch, ptrd
         V(vec) lowest = V(set)(INFINITY);
         for (ptrdiff_t v = 0; v < groups; v++) {
             V(vec) sum[LANES], moment[LANES], ahead[LANES];
-            if (options || with_metrics) lanes.sums.z_y[v] = V(load)(z_y + v * LANES);
-            if (with_metrics) V(store)(below, V(below)(lanes.sums.z_y[v]));
+            if (options || with_metrics) lanes.z_y[v] = V(load)(z_y + v * LANES);
+            if (with_metrics) V(store)(below, V(below)(lanes.z_y[v]));
             for (ptrdiff_t r = 0; !with_metrics && r < LANES; r++)
                 sum[r] = V(direct_sum)(stage + (v * LANES + r) * classes, shape);
             for (ptrdiff_t r = 0; with_metrics && r < LANES; r++) {
@@ -277,9 +282,9 @@ static INLINE void V(direct_rows)(const class_task *task, V(batch) * batch, ptrd
             }
             lanes.e_y[v] = V(load)(e_y + v * LANES);
             lowest = V(min)(lowest, lanes.e_y[v]);
-            lanes.sums.rest[v] = V(rows_sum)(sum);
-            if (with_metrics) lanes.sums.moment[v] = V(rows_sum)(moment);
-            if (with_metrics) lanes.sums.ahead[v] = V(rows_sum)(ahead);
+            lanes.rest[v] = V(rows_sum)(sum);
+            if (with_metrics) lanes.moment[v] = V(rows_sum)(moment);
+            if (with_metrics) lanes.ahead[v] = V(rows_sum)(ahead);
         }
         const bool all = V(are_direct)(positions) && !V(any)(V(lt)(lowest, V(set)(DIRECT_LOWEST)));
         if (options || with_metrics)

@@ -64,37 +64,26 @@ static d_vec d_minus_rest(d_vec x) {
     return d_sub(d_set(0), rest);
 }
 
-/* exp_direct where it takes x for good, alone in its vector, and elsewhere what is known to be. */
-static bool f_is_direct(float x) {
-    f_int positions = f_no_positions();
-    f_exp_direct(f_set(x), &positions);
-    return f_are_direct(positions);
-}
-static bool d_is_direct(double x) {
-    d_int positions = d_no_positions();
-    d_exp_direct(d_set(x), &positions);
-    return d_are_direct(positions);
-}
-static f_vec f_direct_or_any(f_vec v) {
-    f_int positions = f_no_positions();
-    float x[FLOATS], y[FLOATS], any[FLOATS];
-    f_store(x, v);
-    f_store(y, f_exp_direct(v, &positions));
-    f_store(any, f_exp_any(v));
-    for (int k = 0; k < FLOATS && !f_are_direct(positions); k++)
-        if (!f_is_direct(x[k])) y[k] = any[k];
-    return f_load(y);
-}
-static d_vec d_direct_or_any(d_vec v) {
-    d_int positions = d_no_positions();
-    double x[DOUBLES], y[DOUBLES], any[DOUBLES];
-    d_store(x, v);
-    d_store(y, d_exp_direct(v, &positions));
-    d_store(any, d_exp_any(v));
-    for (int k = 0; k < DOUBLES && !d_are_direct(positions); k++)
-        if (!d_is_direct(x[k])) y[k] = any[k];
-    return d_load(y);
-}
+/* Whether exp_direct takes x for good, alone in its vector; and its result where it does, elsewhere one that is known
+ * to be good. */
+#define DIRECT_OR_ANY(P, REAL, COUNT)                                 \
+    static bool P##_is_direct(REAL x) {                               \
+        P##_int positions = P##_no_positions();                       \
+        P##_exp_direct(P##_set(x), &positions);                       \
+        return P##_are_direct(positions);                             \
+    }                                                                 \
+    static P##_vec P##_direct_or_any(P##_vec v) {                     \
+        P##_int positions = P##_no_positions();                       \
+        REAL x[COUNT], y[COUNT], any[COUNT];                          \
+        P##_store(x, v);                                              \
+        P##_store(y, P##_exp_direct(v, &positions));                  \
+        P##_store(any, P##_exp_any(v));                               \
+        for (int k = 0; k < COUNT && !P##_are_direct(positions); k++) \
+            if (!P##_is_direct(x[k])) y[k] = any[k];                  \
+        return P##_load(y);                                           \
+    }
+DIRECT_OR_ANY(f, float, FLOATS)
+DIRECT_OR_ANY(d, double, DOUBLES)
 
 static f_vec f_apply(function f, f_vec x) {
     switch (f) {
