@@ -186,21 +186,11 @@ typedef struct {
     int dtype;                  /* of the logits */
     bool quick;                 /* whole vectors are not clamped: positions tell whether they had to be */
     bool keeps;                 /* exponentials are kept in e */
-    bool padded;                /* where there is room for whole vectors */
     bool has_target;            /* sums leave out one element */
-    bool summed_later;          /* the caller adds up what is kept */
-    bool starts;                /* sums are 0 */
     bool fetches, fetches_kept; /* what lies ahead of z; of e too, where both stay in the caches */
-    bool distances, moments, ranks;
+    bool distances, moments;
 } exp_form;
 #endif
-
-/* How many classes rank in front of the target: those whose logits are above its own, and equal ones of earlier
- * classes, which are above `below`. */
-typedef struct {
-    V(vec) below, own;
-    V(int) ahead;
-} V(ranking);
 
 /* The next smaller number, but for -inf: what is above it is at or above x. */
 static INLINE V(vec) V(below)(V(vec) x) {
@@ -218,20 +208,18 @@ typedef struct {
     V(vec) moment[2]; /* of what is in the sums, x e^x */
     V(int) positions; /* the bits that are set in any V(exp_position) */
     V(int) target;    /* the number of the element that sums leave out, in all lanes; it may be none of them */
-    V(ranking) rank;
 } V(exp_sums);
 
 static INLINE V(exp_sums) V(no_exps)(ptrdiff_t target) {
     const V(vec) zero = V(set)(0);
-    const V(int) none = V(int_set)(0), in_range = V(bits)(V(set)(2));
-    return (V(exp_sums)){{zero, zero}, zero, {zero, zero}, in_range, V(int_set)((V(index))target), {zero, zero, none}};
+    return (V(exp_sums)){{zero, zero}, zero, {zero, zero}, V(bits)(V(set)(2)), V(int_set)((V(index))target)};
 }
 
 /* One vector of logits from number c on, of which x is the distance from the reference and `distance` the same, but 0
  * past the end. At most LANES elements, in full vectors all of them, of which `keep` are kept. Where x is clamped, a
  * moment takes the bound for it, so that no 0 meets an infinity. */
-static INLINE void V(exp_step)(V(vec) value, V(vec) x, V(vec) distance, REAL *e, ptrdiff_t keep, exp_form form,
-                               bool clamps, ptrdiff_t c, int k, V(exp_sums) * sums) {
+static INLINE void V(exp_step)(V(vec) x, V(vec) distance, REAL *e, ptrdiff_t keep, exp_form form, bool clamps,
+                               ptrdiff_t c, int k, V(exp_sums) * sums) {
     if (form.distances) {
         sums->distance = V(add)(sums->distance, distance);
         VEC_SETTLE(sums->distance);
@@ -241,13 +229,8 @@ static INLINE void V(exp_step)(V(vec) value, V(vec) x, V(vec) distance, REAL *e,
     if (form.quick) sums->positions = V(int_or)(sums->positions, V(bits)(V(exp_position)(x)));
     if (form.keeps) keep == LANES ? V(store)(e, exps) : V(store_part)(e, exps, keep);
     if (form.has_target) exps = V(zero_where)(V(int_eq)(sums->target, V(int_load)(V(numbers) + c)), exps);
-    if (form.ranks) {
-        V(ranking) *rank = &sums->rank;
-        const V(mask) is_earlier = V(int_lt)(V(int_load)(V(numbers) + c), sums->target);
-        rank->ahead = V(int_count)(V(lt)(V(select)(is_earlier, rank->below, rank->own), value), rank->ahead);
-    }
-    if (!form.summed_later) sums->sum[k] = form.starts ? exps : V(add)(sums->sum[k], exps);
-    if (form.moments) sums->moment[k] = form.starts ? V(mul)(exps, x) : V(fma)(exps, x, sums->moment[k]);
+    sums->sum[k] = V(add)(sums->sum[k], exps);
+    if (form.moments) sums->moment[k] = V(fma)(exps, x, sums->moment[k]);
 }
 
 /* Scaled exponentials of z - ref, at most BLOCK. */
@@ -263,24 +246,23 @@ static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL re
         /* Unrolled, or the sums, which take turns, would be in memory. */
 #pragma GCC unroll 16
         for (ptrdiff_t k = i; k < i + group; k += LANES) {
-            const V(vec) value = V(load_as)(z + k * size, form.dtype), x = V(add)(minus, value);
+            const V(vec) x = V(add)(minus, V(load_as)(z + k * size, form.dtype));
             const int turn = (int)((k - i) / LANES % 2);
-            V(exp_step)(value, x, x, form.keeps ? e + k : NULL, LANES, form, !form.quick, k, turn, sums);
-            if (!form.summed_later) VEC_SETTLE(sums->sum[turn]);
+            V(exp_step)(x, x, form.keeps ? e + k : NULL, LANES, form, !form.quick, k, turn, sums);
+            VEC_SETTLE(sums->sum[turn]);
             if (form.quick) VEC_SETTLE(sums->positions);
         }
     }
     if (form.fetches && i < n) fetch_ahead(z + i * size, group * size, pages);
     if (form.fetches_kept && i < n) fetch_ahead_for_writing(e + i, pages);
     for (; i < whole; i += LANES) {
-        const V(vec) value = V(load_as)(z + i * size, form.dtype), x = V(add)(minus, value);
-        V(exp_step)(value, x, x, form.keeps ? e + i : NULL, LANES, form, !form.quick, i, 0, sums);
+        const V(vec) x = V(add)(minus, V(load_as)(z + i * size, form.dtype));
+        V(exp_step)(x, x, form.keeps ? e + i : NULL, LANES, form, !form.quick, i, 0, sums);
     }
     if (i < n) {
-        const V(vec) value = V(load_filled)(z + i * size, form.dtype, n - i, -INFINITY), x = V(add)(minus, value);
+        const V(vec) x = V(add)(minus, V(load_filled)(z + i * size, form.dtype, n - i, -INFINITY));
         const V(vec) last = V(load_filled)(z + i * size, form.dtype, n - i, ref); /* before e replaces z */
-        const V(vec) distance = V(add)(minus, last);
-        V(exp_step)(value, x, distance, form.keeps ? e + i : NULL, form.padded ? LANES : n - i, form, true, i, 1, sums);
+        V(exp_step)(x, V(add)(minus, last), form.keeps ? e + i : NULL, n - i, form, true, i, 1, sums);
     }
 }
 
@@ -290,7 +272,8 @@ static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL re
 static INLINE bool V(in_range)(V(vec) sum, V(int) positions) {
     const V(vec) high = V(set)((REAL)((uint64_t)1 << EXP_SCALE_BITS) * (1 << 23));
     const V(int) upper = V(int_and)(positions, V(int_set)(~EXP_POSITIONS));
-    return V(all_equal)(upper, V(bits)(V(set)(2))) && V(set_lanes)(V(lt)(sum, high)) == ALL_LANES;
+    return V(set_lanes)(V(int_eq)(upper, V(bits)(V(set)(2)))) == ALL_LANES &&
+           V(set_lanes)(V(lt)(sum, high)) == ALL_LANES;
 }
 
 /* The forms for blocks of long rows, each a function of its own: the quick ones that most blocks take; "others" leave

@@ -1,5 +1,5 @@
-/* Softmax cross-entropy from class indices: the fast kernels; most rows of up to a few hundred classes need less, see
- * direct.h. Included once per working type.
+/* Softmax cross-entropy from class indices: the fast kernels; rows of up to a few hundred classes are in
+ * block_rows.h. Included once per working type.
  *
  *     loss = s (a nll + u sum_c (lse - z_c) + z_loss lse^2),     nll = lse - z_y,     lse = log sum_c exp(z_c)
  *     grad_c = g (b p_c - u - [c = y] a),     p = softmax(z),     b = a + classes * u + 2 z_loss lse
@@ -20,7 +20,7 @@ typedef struct {
     bool native;        /* logits and gradients are of the working type; else they are converted on the way */
     bool streams;       /* gradients are written past the caches */
     bool adjacent;      /* rows lie behind each other, in the logits as in the gradients, and none is ignored */
-    bool is_careful;    /* of the rows before, none were direct */
+    bool is_careful;    /* of the rows before, not all were direct: see block_rows.h */
     REAL *scratch;      /* a row of scratch where not native or where it streams */
     line_stream stream; /* of rows that lie behind each other */
     REAL *waiting;      /* those of them that are streamed while the next ones are computed, so that memory takes the
@@ -466,270 +466,6 @@ static INLINE void V(long_rows)(const class_task *task, V(batch) * batch, bool n
         V(scale_pending)(task, batch, pending, c + BLOCK < classes ? c + BLOCK : classes, native, batch->streams);
 }
 
-/* ---- Rows of one block: one vector finishes as many of them as it has lanes ------------------------------------- */
-
-#undef SHORT_ROW
-#undef ONE_BLOCK_ROW
-#undef ROW_GROUPS
-#undef ROW_STAGE
-#undef STREAMED_CLASSES
-/* Up to here, rows are transposed: see below. */
-#define SHORT_ROW 16
-/* From here on, short rows are streamed: of fewer classes, putting them together costs more than memory spares. */
-#define STREAMED_CLASSES (VEC_BYTES == 64 ? 8 : 16)
-/* Up to here, it is quicker to finish as many rows as a vector has lanes together; of longer ones, their exponentials
- * would not stay in the first-level cache. */
-#define ONE_BLOCK_ROW 384
-/* Groups of LANES rows at a time: the steps that finish one group wait for each other, and those of the others fill the
- * time. Of longer rows there are as many groups as the stage holds. */
-#define ROW_GROUPS 4
-#define ROW_STAGE (LANES * (ONE_BLOCK_ROW + LANES))
-
-/* Vector v of a row of so many; the last may be a part of one. */
-static INLINE V(vec) V(row_vector)(const REAL *z, ptrdiff_t classes, ptrdiff_t v, ptrdiff_t vectors, REAL fill) {
-    return v + 1 < vectors ? V(load)(z + v * LANES) : V(load_part)(z + v * LANES, classes - v * LANES, fill);
-}
-
-static INLINE V(vec) V(row_max)(const REAL *z, ptrdiff_t classes, ptrdiff_t vectors) {
-    if (!vectors) return V(max_block)(z, classes);
-    V(vec) max = V(row_vector)(z, classes, 0, vectors, -INFINITY);
-    for (ptrdiff_t v = 1; v < vectors; v++) max = V(max)(max, V(row_vector)(z, classes, v, vectors, -INFINITY));
-    return max;
-}
-
-/* V(exp_part), unrolled where the number of vectors is known, which is at least 2. minus_ref: read from memory into all
- * lanes. */
-static INLINE void V(row_exps)(const REAL *z, REAL *e, ptrdiff_t classes, ptrdiff_t vectors, const REAL *minus_ref,
-                               exp_form form, ptrdiff_t fetched, V(exp_sums) * sums) {
-    if (!vectors && fetched) V(prefetch)(z + fetched, classes, false);
-    if (!vectors) V(exp_part)(z, e, classes, -*minus_ref, form, false, sums);
-    const V(vec) minus = V(set)(*minus_ref);
-    /* Unrolled, or the sums, of which each step has its own, would be in memory. */
-#pragma GCC unroll 16
-    for (ptrdiff_t v = 0; v < vectors; v++) {
-        if (v * VEC_BYTES % LINE_BYTES == 0) V(prefetch)(z + fetched + v * LANES, LANES, false);
-        const V(vec) value = V(row_vector)(z, classes, v, vectors, -INFINITY), x = V(add)(minus, value);
-        /* Where it is not asked for, no load of it may stand here: the compiler would not unroll the loop. */
-        const V(vec) distance = form.distances ? V(add)(minus, V(row_vector)(z, classes, v, vectors, -*minus_ref)) : x;
-        form.starts = v < 2;
-        V(exp_step)(value, x, distance, form.keeps ? e + v * LANES : NULL, LANES, form, true, v * LANES, v % 2, sums);
-    }
-}
-
-/* The sum of a row of whole vectors, at least 2, in lanes. */
-static INLINE V(vec) V(row_sum)(const REAL *e, ptrdiff_t padded, ptrdiff_t vectors) {
-    const V(vec) zero = V(set)(0);
-    V(vec) sum[4] = {V(load)(e), V(load)(e + LANES), zero, zero};
-    const ptrdiff_t end = vectors ? vectors * LANES : padded;
-    ptrdiff_t i = 2 * LANES;
-#pragma GCC unroll 8
-    for (; i + 4 * LANES <= end; i += 4 * LANES)
-        for (ptrdiff_t k = 0; k < 4; k++) sum[k] = V(add)(sum[k], V(load)(e + i + k * LANES));
-    for (; i < end; i += LANES) sum[2] = V(add)(sum[2], V(load)(e + i));
-    return V(add)(V(add)(sum[0], sum[2]), V(add)(sum[1], sum[3]));
-}
-
-/* p = e * factor, less *shift if there is one, for a row that has its whole vectors in e; the last vector begins at
- * number `last`, so that it ends where the row does. */
-static INLINE void V(scale_row)(REAL *p, const REAL *e, ptrdiff_t last, ptrdiff_t padded, REAL factor,
-                                const REAL *shift) {
-    const V(vec) f = V(set)(factor), minus = V(set)(shift ? -*shift : 0);
-    for (ptrdiff_t i = 0; i + LANES < padded; i += LANES) V(store)(p + i, V(scaled)(e + i, f, minus, shift));
-    V(store)(p + last, V(scaled)(e + last, f, minus, shift));
-}
-
-/* Whether n rows of so many bytes lie behind each other. */
-static INLINE bool V(adjacent)(char *const row[], ptrdiff_t n, ptrdiff_t bytes) {
-    ptrdiff_t gaps = 0;
-    for (ptrdiff_t i = 1; i < n; i++) gaps |= row[i] - row[i - 1] - bytes;
-    return gaps == 0;
-}
-
-/* Streams waiting rows up to number `end`; where others follow, only up to the end of a line. */
-static INLINE void V(stream_waiting)(const class_task *task, V(batch) * batch, ptrdiff_t end) {
-    const ptrdiff_t classes = task->call.classes, size = (ptrdiff_t)sizeof(REAL);
-    ptrdiff_t n = (end < batch->scaled ? end : batch->scaled) * classes - batch->streamed;
-    if (end < batch->scaled) n -= (ptrdiff_t)((uintptr_t)(batch->stream.next + n * size) % LINE_BYTES) / size;
-    if (n <= 0) return;
-    stream_next(&batch->stream, batch->waiting + batch->streamed, n * size);
-    batch->streamed += n;
-}
-
-/* What LANES rows need before their exponentials are made. */
-typedef struct {
-    V(vec) m, z_y;
-} V(row_group);
-
-/* Those of the rows from number `from` of the batch on; where there are fewer, the first stands in for the others.
- * stage: for logits that are converted. vectors: in a row, where the compiler is to know it; else 0. */
-static INLINE V(row_group) V(group_of)(const class_task *task, const V(batch) * batch, ptrdiff_t from,
-                                       ptrdiff_t vectors, bool native, REAL *stage) {
-    const ptrdiff_t classes = task->call.classes, padded = (classes + LANES - 1) / LANES * LANES;
-    V(vec) max[LANES];
-    REAL z_y[LANES];
-    for (ptrdiff_t r = 0; r < LANES; r++) {
-        const ptrdiff_t i = from + r < batch->count ? from + r : from;
-        const REAL *z = native ? (const REAL *)batch->z[i] : stage + r * padded;
-        max[r] = native ? V(row_max)(z, classes, vectors)
-                        : V(load_block)(batch->z[i], task->call.logits.dtype, classes, -INFINITY, stage + r * padded);
-        z_y[r] = z[batch->y[i]];
-    }
-    return (V(row_group)){V(rows_max)(max), V(load)(z_y)};
-}
-
-/* All rows of a batch, of more than LANES classes, so many groups of LANES of them at a time; these fit into the stage.
- * The maxima of a group are found before the exponentials of the one before, which do not wait for them. */
-static INLINE void V(rows)(const class_task *task, V(batch) * batch, ptrdiff_t at_once, ptrdiff_t vectors, bool native,
-                           bool smooth, bool with_grad, bool with_metrics) {
-    const ptrdiff_t classes = task->call.classes;
-    const ptrdiff_t padded = (vectors ? vectors : (classes + LANES - 1) / LANES) * LANES;
-    /* The maxima are looked for a group ahead; what they need is fetched before, and a page earlier. */
-    const ptrdiff_t fetched = native ? 2 * LANES * classes + PAGE_BYTES / (ptrdiff_t)sizeof(REAL) : 0;
-    const bool fetches_grad = with_grad && native && !batch->streams;
-    const exp_form form = {.dtype = NATIVE,
-                           .keeps = !with_metrics,
-                           .summed_later = !with_metrics,
-                           .has_target = with_metrics,
-                           .padded = true,
-                           .distances = smooth,
-                           .moments = with_metrics,
-                           .ranks = with_metrics};
-    _Alignas(LINE_BYTES) REAL stage[ROW_STAGE]; /* of logits that are converted, then of the exponentials */
-    V(row_group) next = {V(set)(0), V(set)(0)};
-    if (native && batch->count > 0) next = V(group_of)(task, batch, 0, vectors, true, NULL);
-    for (ptrdiff_t first = 0, n; first < batch->count; first += n) {
-        n = batch->count - first < at_once * LANES ? batch->count - first : at_once * LANES;
-        const ptrdiff_t groups = (n + LANES - 1) / LANES;
-        V(lane_sums) all;
-        for (ptrdiff_t group = 0; group < groups; group++) {
-            const ptrdiff_t from = first + group * LANES, count = n - group * LANES < LANES ? n - group * LANES : LANES;
-            REAL *kept = stage + group * LANES * padded;
-            REAL minus_m[LANES], z_y[LANES], below[LANES];
-            V(vec) sums[LANES], distances[LANES], moments[LANES], aheads[LANES];
-            const V(row_group) its = native ? next : V(group_of)(task, batch, from, vectors, false, kept);
-            if (native && from + LANES < batch->count)
-                next = V(group_of)(task, batch, from + LANES, vectors, true, NULL);
-            all.m[group] = its.m;
-            all.z_y[group] = its.z_y;
-            V(store)(minus_m, V(sub)(V(set)(0), its.m));
-            if (with_metrics) V(store)(z_y, its.z_y);
-            if (with_metrics) V(store)(below, V(below)(its.z_y));
-            for (ptrdiff_t r = count; r < LANES; r++) sums[r] = distances[r] = moments[r] = aheads[r] = V(set)(0);
-            for (ptrdiff_t r = 0; r < count; r++) {
-                const ptrdiff_t at = group * LANES + r, y = (ptrdiff_t)batch->y[from + r];
-                const REAL *z = native ? (const REAL *)batch->z[from + r] : kept + r * padded;
-                V(exp_sums) row = V(no_exps)(y);
-                if (with_metrics) row.rank = (V(ranking)){V(set)(below[r]), V(set)(z_y[r]), V(int_set)(0)};
-                V(row_exps)(z, with_metrics ? NULL : kept + r * padded, classes, vectors, minus_m + r, form, fetched,
-                            &row);
-                if (with_metrics)
-                    sums[r] = V(add)(row.sum[0], row.sum[1]);
-                else /* added up below: to leave it out there takes nothing, and here two operations a vector */
-                    kept[r * padded + y] = 0;
-                distances[r] = row.distance;
-                moments[r] = V(add)(row.moment[0], row.moment[1]);
-                if (with_metrics) aheads[r] = V(number)(row.rank.ahead);
-                /* A few hundred bytes at a time. */
-                if (with_grad && native && batch->streams && (classes > 64 || at % 4 == 3))
-                    V(stream_waiting)(task, batch, at + 1);
-                if (fetches_grad) /* the lines will be there when the groups are finished */
-                    V(prefetch)((const REAL *)batch->grad[from + r], padded, true);
-            }
-            for (ptrdiff_t r = 0; !with_metrics && r < count; r++)
-                sums[r] = V(row_sum)(kept + r * padded, padded, vectors);
-            all.rest[group] = V(mul)(V(rows_sum)(sums), V(set)(SCALE_DOWN));
-            all.distance[group] = smooth ? V(sub)(V(set)(0), V(rows_sum)(distances)) : V(set)(0);
-            if (with_metrics) all.moment[group] = V(mul)(V(rows_sum)(moments), V(set)(SCALE_DOWN));
-            if (with_metrics) all.ahead[group] = V(rows_sum)(aheads);
-        }
-        V(finished) f[ROW_GROUPS];
-        V(finish_all)(task, &all, groups, batch, first, with_metrics, f);
-        if (!with_grad) continue;
-        REAL factor[ROW_GROUPS * LANES], target_grad[ROW_GROUPS * LANES], shift[ROW_GROUPS * LANES];
-        for (ptrdiff_t group = 0; group < groups; group++) {
-            V(store)(factor + group * LANES, f[group].factor);
-            V(store)(target_grad + group * LANES, f[group].target_grad);
-            if (smooth) V(store)(shift + group * LANES, f[group].shift);
-        }
-        const bool contiguous =
-            native && batch->streams && V(adjacent)(batch->grad + first, n, classes * (ptrdiff_t)sizeof(REAL));
-        if (native && batch->streams) V(stream_waiting)(task, batch, batch->scaled);
-        for (ptrdiff_t r = 0; r < n; r++) {
-            const ptrdiff_t y = (ptrdiff_t)batch->y[first + r];
-            const int dtype = task->call.grad.dtype;
-            const REAL *e = stage + r * padded;
-            char *grad = contiguous ? (char *)(batch->waiting + r * classes) : batch->grad[first + r];
-            if (native) {
-                V(scale_row)((REAL *)grad, e, classes - LANES, padded, factor[r], smooth ? &shift[r] : NULL);
-                ((REAL *)grad)[y] = target_grad[r];
-            } else {
-                V(store_scaled)(grad, dtype, classes, e, factor[r], smooth ? shift[r] : 0);
-                V(store_one)(grad + y * dtype_size(dtype), dtype, target_grad[r]);
-            }
-        }
-        if (!contiguous) continue;
-        stream_from(&batch->stream, batch->grad[first]);
-        batch->streamed = 0;
-        batch->scaled = n;
-    }
-}
-
-/* The forms of V(rows), each a function of its own: their loops need all registers for constants. */
-#undef ROW_FORM
-#undef ROW_FORMS
-#undef SMOOTH_ROW_FORMS
-#undef ROW_FORM_NAMES
-#define ROW_FORM(name, vectors, native, smooth, with_grad, with_metrics)                    \
-    static LOOP void V(name)(const class_task *task, V(batch) * batch, ptrdiff_t at_once) { \
-        V(rows)(task, batch, at_once, vectors, native, smooth, with_grad, with_metrics);    \
-    }
-#define SMOOTH_ROW_FORMS(name, vectors, native)                       \
-    ROW_FORM(name##_smooth_grad, vectors, native, true, true, false)  \
-    ROW_FORM(name##_smooth_loss, vectors, native, true, false, false)
-#define ROW_FORMS(name, native)                             \
-    ROW_FORM(name##_grad, 0, native, false, true, false)    \
-    ROW_FORM(name##_loss, 0, native, false, false, false)   \
-    ROW_FORM(name##_metrics, 0, native, false, false, true) \
-    SMOOTH_ROW_FORMS(name, 0, native)
-#define ROW_FORM_NAMES(name, smooth)                                                                      \
-    {V(name##_grad), V(name##_loss), V(name##_metrics), V(smooth##_smooth_grad), V(smooth##_smooth_loss)}
-ROW_FORMS(rows_any, true)
-#if WORKING_TYPE == 32
-ROW_FORMS(rows_converted, false)
-#endif
-/* Smoothed labels of rows of few vectors gain from loops of known length; others come here too rarely. */
-SMOOTH_ROW_FORMS(rows_2, 2, true)
-SMOOTH_ROW_FORMS(rows_3, 3, true)
-SMOOTH_ROW_FORMS(rows_4, 4, true)
-
-static void V(block_rows)(const class_task *task, V(batch) * batch, bool with_metrics) {
-    enum { GRAD, LOSS, METRICS, SMOOTH_GRAD, SMOOTH_LOSS };
-    typedef void (*row_form)(const class_task *, V(batch) *, ptrdiff_t);
-    /* 0: converted; 1: of any number of vectors; else of so many. */
-    static const row_form forms[5][5] = {
-#if WORKING_TYPE == 32
-        ROW_FORM_NAMES(rows_converted, rows_converted),
-#else
-        {NULL},
-#endif
-        ROW_FORM_NAMES(rows_any, rows_any), ROW_FORM_NAMES(rows_any, rows_2), ROW_FORM_NAMES(rows_any, rows_3),
-        ROW_FORM_NAMES(rows_any, rows_4)};
-    const bool smooth = task->call.label_smoothing > 0, with_grad = task->call.grad.data != NULL;
-    const ptrdiff_t vectors = (task->call.classes + LANES - 1) / LANES, most = ROW_STAGE / (vectors * LANES * LANES);
-    /* Streamed gradients are written one group at a time: shorter bursts past the caches. */
-    const ptrdiff_t groups = with_grad && batch->streams ? 1 : most < ROW_GROUPS ? most : ROW_GROUPS;
-    const int layout = !batch->native ? 0 : vectors <= 4 ? (int)vectors : 1;
-    const int purpose = with_metrics ? METRICS
-                        : with_grad  ? (smooth ? SMOOTH_GRAD : GRAD)
-                        : smooth     ? SMOOTH_LOSS
-                                     : LOSS;
-    REAL waiting[ROW_STAGE];
-    batch->waiting = waiting;
-    batch->streamed = batch->scaled = 0;
-    forms[layout][purpose](task, batch, groups);
-    V(stream_waiting)(task, batch, batch->scaled);
-}
-
 /* ---- Targets in lanes: classes lie `stride` apart, neighbouring targets next to each other --------------------- */
 
 #undef CLASS_BLOCK
@@ -793,7 +529,6 @@ typedef struct {
     ptrdiff_t z_stride, e_stride, grad_stride, classes;
     bool streams; /* the gradient is written past the caches; its lines are those of the vectors */
     V(lane_copy) * ahead;
-    const REAL *fetched, *fetched_grad; /* what to fetch meanwhile, as much as the vectors hold, or both NULL */
     ptrdiff_t at, vectors, part;
 } V(lane_block);
 
@@ -828,20 +563,12 @@ static INLINE void V(lanes_max)(const V(lane_block) * block, const V(lane_batch)
     }
 }
 
-/* Asks for the cache lines of so many vectors, and returns where the next one is. */
-static INLINE const REAL *V(fetch_vectors)(const REAL *p, ptrdiff_t vectors, bool for_writing) {
-    V(prefetch)(p, vectors * LANES, for_writing);
-    return p + vectors * LANES;
-}
-
 /* The exponentials, kept where there is a gradient, and their sums. */
 static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out,
-                                ptrdiff_t width, bool fetches, bool smooth, bool with_grad, bool with_metrics) {
+                                ptrdiff_t width, bool smooth, bool with_grad, bool with_metrics) {
     const V(vec) zero = V(set)(0);
     const ptrdiff_t part = block->part, z_stride = block->z_stride, e_stride = block->e_stride;
-    /* Short rows are what is fetched; they need no copy, and no sums in double. */
-    const bool flushes = !fetches && block->classes > CLASS_BLOCK, copies = !fetches && width == 2 && block->ahead;
-    const REAL *fetched = block->fetched, *fetched_grad = block->fetched_grad;
+    const bool flushes = block->classes > CLASS_BLOCK, copies = width == 2 && block->ahead;
     V(lane_copy) copy = {0};
     if (copies) copy = *block->ahead;
     for (ptrdiff_t v = 0; v < block->vectors; v += width) {
@@ -884,8 +611,6 @@ static INLINE void V(lanes_exp)(const V(lane_block) * block, const V(lane_batch)
                     }
                 }
                 if (copies) V(copy_pair)(&copy);
-                if (fetches) fetched = V(fetch_vectors)(fetched, width, false);
-                if (fetches && with_grad) fetched_grad = V(fetch_vectors)(fetched_grad, width, true);
                 z += z_stride;
                 if (with_grad) kept += e_stride;
             }
@@ -948,22 +673,17 @@ static LOOP void V(lanes_max_and_target)(const V(lane_block) * block, const V(la
     V(lanes_max)(&whole, batch, out, 2, true);
 }
 #undef LANES_EXP_FORM
-#define LANES_EXP_FORM(name, fetches, smooth, with_grad, with_metrics)                                       \
+#define LANES_EXP_FORM(name, smooth, with_grad, with_metrics)                                                \
     static LOOP void V(name)(const V(lane_block) * block, const V(lane_batch) * batch, V(lane_sums) * out) { \
         V(lane_block) whole = *block;                                                                        \
         whole.part = 0;                                                                                      \
-        V(lanes_exp)(&whole, batch, out, 2, fetches, smooth, with_grad, with_metrics);                       \
+        V(lanes_exp)(&whole, batch, out, 2, smooth, with_grad, with_metrics);                                \
     }
-LANES_EXP_FORM(lanes_exp_kept, false, false, true, false)
-LANES_EXP_FORM(lanes_exp_sums, false, false, false, false)
-LANES_EXP_FORM(lanes_exp_smooth_kept, false, true, true, false)
-LANES_EXP_FORM(lanes_exp_smooth_sums, false, true, false, false)
-LANES_EXP_FORM(lanes_metrics, false, false, false, true)
-LANES_EXP_FORM(lanes_exp_kept_and_fetched, true, false, true, false)
-LANES_EXP_FORM(lanes_exp_sums_and_fetched, true, false, false, false)
-LANES_EXP_FORM(lanes_exp_smooth_kept_and_fetched, true, true, true, false)
-LANES_EXP_FORM(lanes_exp_smooth_sums_and_fetched, true, true, false, false)
-LANES_EXP_FORM(lanes_metrics_and_fetched, true, false, false, true)
+LANES_EXP_FORM(lanes_exp_kept, false, true, false)
+LANES_EXP_FORM(lanes_exp_sums, false, false, false)
+LANES_EXP_FORM(lanes_exp_smooth_kept, true, true, false)
+LANES_EXP_FORM(lanes_exp_smooth_sums, true, false, false)
+LANES_EXP_FORM(lanes_metrics, false, false, true)
 
 #undef LANES_SCALE_FORM
 #define LANES_SCALE_FORM(name, smooth, streams)                                                                 \
@@ -977,238 +697,41 @@ LANES_SCALE_FORM(lanes_scale_streamed, false, true)
 LANES_SCALE_FORM(lanes_scale_smooth, true, false)
 LANES_SCALE_FORM(lanes_scale_smooth_streamed, true, true)
 
-/* Losses, by-products, and what the gradient needs. max: of each vector's targets, or NULL; not with by-products. */
-static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V(lane_batch) * batch,
-                          const V(vec) * max, bool smooth, bool with_metrics, V(finished) * f) {
+/* Losses, by-products, and the gradient. */
+static LOOP void V(lanes)(const class_task *task, const V(lane_block) * block, V(lane_batch) * batch, bool smooth,
+                          bool with_metrics) {
     const bool pairs = block->vectors % 2 == 0 && !block->part, with_grad = block->grad != NULL;
-    const bool fetches = block->fetched != NULL;
     V(lane_sums) sums;
-    if (max)
-        memcpy(sums.m, max, (size_t)block->vectors * sizeof *max);
-    else if (!pairs)
+    V(finished) f[LANE_VECTORS];
+    if (!pairs)
         V(lanes_max)(block, batch, &sums, 1, with_metrics);
     else if (with_metrics)
         V(lanes_max_and_target)(block, batch, &sums);
     else
         V(lanes_max_plain)(block, batch, &sums);
     if (with_metrics && pairs && !smooth)
-        (fetches ? V(lanes_metrics_and_fetched) : V(lanes_metrics))(block, batch, &sums);
+        V(lanes_metrics)(block, batch, &sums);
     else if (with_metrics)
-        V(lanes_exp)(block, batch, &sums, 1, fetches, smooth, false, true);
+        V(lanes_exp)(block, batch, &sums, 1, smooth, false, true);
     else if (!pairs)
-        V(lanes_exp)(block, batch, &sums, 1, fetches, smooth, with_grad, false);
-    else if (smooth && with_grad)
-        (fetches ? V(lanes_exp_smooth_kept_and_fetched) : V(lanes_exp_smooth_kept))(block, batch, &sums);
+        V(lanes_exp)(block, batch, &sums, 1, smooth, with_grad, false);
     else if (smooth)
-        (fetches ? V(lanes_exp_smooth_sums_and_fetched) : V(lanes_exp_smooth_sums))(block, batch, &sums);
-    else if (with_grad)
-        (fetches ? V(lanes_exp_kept_and_fetched) : V(lanes_exp_kept))(block, batch, &sums);
+        (with_grad ? V(lanes_exp_smooth_kept) : V(lanes_exp_smooth_sums))(block, batch, &sums);
     else
-        (fetches ? V(lanes_exp_sums_and_fetched) : V(lanes_exp_sums))(block, batch, &sums);
+        (with_grad ? V(lanes_exp_kept) : V(lanes_exp_sums))(block, batch, &sums);
     const ptrdiff_t first = batch->first + block->at;
     V(finish_all)(task, &sums, block->vectors, batch->of, first, with_metrics, f);
     for (ptrdiff_t v = 0; batch->any_ignored && v < block->vectors; v++) {
         const V(mask) ignored = V(int_eq)(V(int_load)(batch->y + block->at + v * LANES), V(int_set)(-1));
         V(store)(batch->of->loss + first + v * LANES, V(zero_where)(ignored, f[v].loss));
     }
-}
-
-static LOOP void V(lanes_and_grad)(const class_task *task, const V(lane_block) * block, V(lane_batch) * batch,
-                                   bool smooth, bool with_metrics) {
-    V(finished) f[LANE_VECTORS];
-    V(lanes)(task, block, batch, NULL, smooth, with_metrics, f);
-    if (!block->grad) return;
+    if (!with_grad) return;
     if (block->part || batch->any_ignored)
         V(lanes_scale)(block, batch, f, smooth, batch->any_ignored, block->streams);
     else if (smooth)
         (block->streams ? V(lanes_scale_smooth_streamed) : V(lanes_scale_smooth))(block, batch, f);
     else
         (block->streams ? V(lanes_scale_streamed) : V(lanes_scale_plain))(block, batch, f);
-}
-
-/* ---- Short rows: transposed into lanes and back ---------------------------------------------------------------- */
-
-/* Where the QUAD classes that are transposed together with class c begin: the last ones of a row overlap others rather
- * than be a part of a quad. */
-static INLINE ptrdiff_t V(quad)(ptrdiff_t classes, ptrdiff_t c) {
-    return c + QUAD <= classes ? c : classes < QUAD ? 0 : classes - QUAD;
-}
-
-/* LANES rows that lie behind each other to lanes; those of a class are LANE_TARGETS behind the class before. Row
- * QUAD * i + k is in the i-th quad of vector k. `last`: nothing behind them may be read. Returns the maxima. */
-static INLINE V(vec) V(rows_to_lanes)(const REAL *rows, ptrdiff_t classes, bool last, REAL *tile) {
-    REAL few[LANES * QUAD];
-    V(vec) max = V(set)(-INFINITY);
-    if (classes < QUAD && last) { /* the last row has no whole quad */
-        memcpy(few, rows, (size_t)(LANES * classes) * sizeof(REAL));
-        rows = few;
-    }
-#pragma GCC unroll 8
-    for (ptrdiff_t c = 0; c < classes; c += QUAD) {
-        const ptrdiff_t from = V(quad)(classes, c);
-        V(vec) v[QUAD];
-        for (ptrdiff_t k = 0; k < QUAD; k++) v[k] = V(load_quads)(rows + k * classes + from, QUAD * classes);
-        V(transpose_quads)(v);
-        for (ptrdiff_t k = c - from; k < QUAD && from + k < classes; k++) {
-            max = V(max)(max, v[k]);
-            V(store)(tile + (from + k) * LANE_TARGETS, v[k]);
-        }
-    }
-    return max;
-}
-
-/* The gradients of LANES rows, whose exponentials are in lanes. */
-static INLINE void V(lanes_to_rows)(const REAL *tile, ptrdiff_t classes, const V(finished) * f, V(int) y, bool smooth,
-                                    REAL *rows) {
-    REAL few[LANES * QUAD];
-    const ptrdiff_t width = classes < QUAD ? QUAD : classes;
-    REAL *to = classes < QUAD ? few : rows;
-    for (ptrdiff_t c = 0; c < classes; c += QUAD) {
-        const ptrdiff_t from = V(quad)(classes, c);
-        V(vec) v[QUAD];
-        for (ptrdiff_t k = 0; k < QUAD; k++)
-            v[k] = from + k < classes ? V(lane_grad)(V(load)(tile + (from + k) * LANE_TARGETS), f, y, from + k, smooth)
-                                      : V(set)(0);
-        V(transpose_quads)(v);
-        for (ptrdiff_t k = 0; k < QUAD; k++) V(store_quads)(to + k * width + from, QUAD * width, v[k]);
-    }
-    for (ptrdiff_t r = 0; classes < QUAD && r < LANES; r++)
-        memcpy(rows + r * classes, few + r * QUAD, (size_t)classes * sizeof(REAL));
-}
-
-/* Rows of any type and distance behind each other, rows of 0 where there are no more; and back. Those that lie behind
- * each other already are one part. `packed` has room for another vector. */
-static LOOP void V(pack_rows)(const class_task *task, char *const row[], ptrdiff_t n, ptrdiff_t padded, REAL *packed) {
-    const ptrdiff_t classes = task->call.classes;
-    const int dtype = task->call.logits.dtype;
-    const ptrdiff_t parts = V(adjacent)(row, n, classes * dtype_size(dtype)) ? 1 : n, part = n / parts * classes;
-    for (ptrdiff_t i = 0; i < parts; i++) V(load_block)(row[i], dtype, part, 0, packed + i * part);
-    memset(packed + n * classes, 0, (size_t)((padded - n) * classes) * sizeof(REAL));
-}
-static LOOP void V(unpack_rows)(const class_task *task, const REAL *packed, ptrdiff_t n, char *const row[]) {
-    const ptrdiff_t classes = task->call.classes;
-    const int dtype = task->call.grad.dtype;
-    const ptrdiff_t parts = V(adjacent)(row, n, classes * dtype_size(dtype)) ? 1 : n, part = n / parts * classes;
-    for (ptrdiff_t i = 0; i < parts; i++) V(store_block)(row[i], dtype, part, packed + i * part);
-}
-
-/* n rows, at most LANE_TARGETS. */
-static INLINE void V(short_rows)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n,
-                                 ptrdiff_t classes, bool native, bool smooth, bool with_grad, bool with_metrics) {
-    REAL tile[SHORT_ROW * LANE_TARGETS], packed[SHORT_ROW * LANE_TARGETS + LANES];
-    const ptrdiff_t padded = (n + 2 * LANES - 1) / (2 * LANES) * (2 * LANES);
-    const ptrdiff_t bytes = classes * (ptrdiff_t)sizeof(REAL);
-    const bool whole = native && n == padded;
-    const REAL *rows = (const REAL *)batch->z[first];
-    if (!whole || !V(adjacent)(batch->z + first, n, bytes)) {
-        V(pack_rows)(task, batch->z + first, n, padded, packed);
-        rows = packed;
-    }
-    V(lane_batch) lanes;
-    lanes.of = batch;
-    lanes.first = first;
-    lanes.any_ignored = false;
-    for (ptrdiff_t i = 0; i < n; i++) lanes.y[i] = (V(index))batch->y[first + i];
-    for (ptrdiff_t i = n; i < padded; i++) lanes.y[i] = (V(index))batch->y[first];
-    V(vec) max[LANE_VECTORS];
-    for (ptrdiff_t from = 0; from < padded; from += LANES)
-        max[from / LANES] = V(rows_to_lanes)(rows + from * classes, classes, from + LANES == padded, tile + from);
-    const bool contiguous = with_grad && whole && V(adjacent)(batch->grad + first, n, bytes);
-    const bool streams = contiguous && batch->streams && classes >= STREAMED_CLASSES, direct = contiguous && !streams;
-    const V(lane_block) block = {.z = tile,
-                                 .e = tile,
-                                 .grad = with_grad ? tile : NULL,
-                                 .z_stride = LANE_TARGETS,
-                                 .e_stride = LANE_TARGETS,
-                                 .classes = classes,
-                                 .fetched = native ? (const REAL *)batch->z[first] + LANE_TARGETS * classes : NULL,
-                                 /* Where no gradient is to be fetched, what is in the caches and costs nothing. */
-                                 .fetched_grad = direct ? (const REAL *)batch->grad[first] : tile,
-                                 .vectors = padded / LANES};
-    V(finished) f[LANE_VECTORS];
-    V(lanes)(task, &block, &lanes, with_metrics ? NULL : max, smooth, with_metrics, f);
-    if (!with_grad) return;
-    REAL *out = direct ? (REAL *)batch->grad[first] : packed;
-    for (ptrdiff_t from = 0; from < padded; from += LANES)
-        V(lanes_to_rows)(tile + from, classes, &f[from / LANES], V(int_load)(lanes.y + from), smooth,
-                         out + from * classes);
-    if (streams) {
-        stream_from(&batch->stream, batch->grad[first]);
-        stream_next(&batch->stream, packed, n * bytes);
-    } else if (!direct) {
-        V(unpack_rows)(task, packed, n, batch->grad + first);
-    }
-}
-
-static INLINE void V(index_rows_as)(const class_task *task, V(batch) * batch, bool native, bool smooth,
-                                    bool with_grad) {
-    const ptrdiff_t classes = task->call.classes, count = batch->count;
-    if (classes <= SHORT_ROW) {
-        for (ptrdiff_t i = 0; i < count; i += LANE_TARGETS) {
-            const ptrdiff_t n = count - i < LANE_TARGETS ? count - i : LANE_TARGETS;
-            switch (native ? classes : 0) {
-#define SHORT(c)                                                             \
-    case c:                                                                  \
-        V(short_rows)(task, batch, i, n, c, true, smooth, with_grad, false); \
-        break;
-                SHORT(2)
-                SHORT(3)
-                SHORT(4)
-                SHORT(5)
-                SHORT(8)
-                SHORT(10)
-                SHORT(16)
-#undef SHORT
-                default:
-                    V(short_rows)(task, batch, i, n, classes, native, smooth, with_grad, false);
-            }
-        }
-    } else if (classes <= ONE_BLOCK_ROW) {
-        V(block_rows)(task, batch, false);
-    } else {
-        V(long_rows)(task, batch, native, smooth, with_grad, false);
-    }
-}
-
-/* Loss and by-products. */
-static void V(referenced_metrics)(const class_task *task, V(batch) * batch) {
-    const ptrdiff_t classes = task->call.classes, count = batch->count;
-    const bool smooth = task->call.label_smoothing > 0;
-    for (ptrdiff_t i = 0; classes <= SHORT_ROW && i < count; i += LANE_TARGETS)
-        V(short_rows)(task, batch, i, count - i < LANE_TARGETS ? count - i : LANE_TARGETS, classes, batch->native,
-                      smooth, false, true);
-    if (classes <= SHORT_ROW) return;
-    if (classes <= ONE_BLOCK_ROW && !smooth)
-        V(block_rows)(task, batch, true);
-    else
-        V(long_rows)(task, batch, batch->native, smooth, false, true);
-}
-
-/* Functions of their own: together they would take the stack that all of them take. */
-static LOOP void V(index_rows_converted)(const class_task *task, V(batch) * batch, bool smooth, bool with_grad) {
-    V(index_rows_as)(task, batch, false, smooth, with_grad);
-}
-static LOOP void V(index_rows_smoothed)(const class_task *task, V(batch) * batch, bool with_grad) {
-    V(index_rows_as)(task, batch, true, true, with_grad);
-}
-static LOOP void V(index_rows_grad)(const class_task *task, V(batch) * batch) {
-    V(index_rows_as)(task, batch, true, false, true);
-}
-static LOOP void V(index_rows_loss)(const class_task *task, V(batch) * batch) {
-    V(index_rows_as)(task, batch, true, false, false);
-}
-
-/* Rows that need a reference, of any number of classes. */
-static void V(referenced_rows)(const class_task *task, V(batch) * batch) {
-    const bool smooth = task->call.label_smoothing > 0, with_grad = task->call.grad.data != NULL;
-    if (WORKING_TYPE == 32 && !batch->native)
-        V(index_rows_converted)(task, batch, smooth, with_grad);
-    else if (smooth)
-        V(index_rows_smoothed)(task, batch, with_grad);
-    else if (with_grad)
-        V(index_rows_grad)(task, batch);
-    else
-        V(index_rows_loss)(task, batch);
 }
 
 /* n targets: pairs of vectors, then single ones, the last perhaps a part of one. all: where the first of them are, and
@@ -1218,7 +741,7 @@ static void V(index_lanes)(const class_task *task, const V(lane_block) * all, V(
     const ptrdiff_t pairs = n / (2 * LANES) * (2 * LANES);
     V(lane_block) block = *all;
     block.vectors = pairs / LANES;
-    if (pairs > 0) V(lanes_and_grad)(task, &block, batch, smooth, with_metrics);
+    if (pairs > 0) V(lanes)(task, &block, batch, smooth, with_metrics);
     block.vectors = 1;
     for (ptrdiff_t i = pairs; i < n; i += LANES) {
         block.z = all->z + i;
@@ -1226,6 +749,6 @@ static void V(index_lanes)(const class_task *task, const V(lane_block) * all, V(
         block.grad = all->grad ? all->grad + i : NULL;
         block.at = i;
         block.part = n - i < LANES ? n - i : 0;
-        V(lanes_and_grad)(task, &block, batch, smooth, with_metrics);
+        V(lanes)(task, &block, batch, smooth, with_metrics);
     }
 }

@@ -48,12 +48,16 @@ static INLINE bool V(target_classes)(const class_task *task, ptrdiff_t first, pt
 /* Numbers of the working type that a tile keeps on the stack. */
 #define STAGE (65536 / (ptrdiff_t)sizeof(REAL))
 
+#undef FEW_CLASSES
+/* Up to here, rows for which there is no fast kernel are done in lanes. */
+#define FEW_CLASSES 16
+
 /* Rows whose classes are contiguous, in lanes: copied into a tile, which any_lanes works on in place. */
 static void V(any_short_rows)(const class_task *task, V(batch) * batch) {
     const fl_class_call *call = &task->call;
     const ptrdiff_t classes = call->classes;
     for (ptrdiff_t first = 0; first < batch->count; first += LANES) {
-        REAL tile[SHORT_ROW * LANES], probs[SHORT_ROW * LANES], row[SHORT_ROW + LANES];
+        REAL tile[FEW_CLASSES * LANES], probs[FEW_CLASSES * LANES], row[FEW_CLASSES + LANES];
         const ptrdiff_t n = batch->count - first < LANES ? batch->count - first : LANES;
         V(lane_batch) lanes;
         lanes.of = batch;
@@ -136,7 +140,7 @@ static int V(row_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end, R
     V(batch) batch;
     batch.native = native;
     batch.streams = streamed;
-    batch.is_careful = false;
+    batch.is_careful = V(is_never_direct)(task);
     batch.scratch = scratch;
     batch.stream = (line_stream){NULL, 0, {0}};
     for (ptrdiff_t i = 0; i < (end - first < ROW_BATCH ? end - first : ROW_BATCH); i++)
@@ -169,7 +173,7 @@ static int V(row_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end, R
                               &batch.g[k]);
         if (plain)
             V(index_rows)(task, &batch);
-        else if (call->classes <= SHORT_ROW)
+        else if (call->classes <= FEW_CLASSES)
             V(any_short_rows)(task, &batch);
         else
             for (ptrdiff_t k = 0; k < batch.count; k++) V(any_row)(task, &batch, k);

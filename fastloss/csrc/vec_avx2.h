@@ -23,8 +23,6 @@
  *     VEC_SETTLE               has a sum computed here: compilers put additions off, and with so few registers keep on
  *                              the stack what is to be added. Nothing where there are more
  *     rows_max, rows_sum       lane i of the result reduces vector i: as many vectors as lanes
- *     load_quads, store_quads  16 bytes from p, from p + stride, and so on
- *     transpose_quads          as many vectors as 16 bytes hold elements, each 16 bytes of them for itself
  *     load_f16, store_f16      half precision, rounded to nearest even; bf16 likewise, but of NaN only what
  *                              arithmetic makes, whose bits are quiet
  *     store_bf16_pair          two vectors; of NaN only what arithmetic makes of numbers, whose lower bits are 0 */
@@ -148,22 +146,6 @@ static INLINE f_vec f_acc_lanes(f_acc acc) {
 REDUCE_ROWS_F(f_rows_max, _mm256_max_ps)
 REDUCE_ROWS_F(f_rows_sum, _mm256_add_ps)
 
-static INLINE f_vec f_load_quads(const float *p, ptrdiff_t stride) {
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
-}
-static INLINE void f_store_quads(float *p, ptrdiff_t stride, f_vec v) {
-    _mm_storeu_ps(p, _mm256_castps256_ps128(v));
-    _mm_storeu_ps(p + stride, _mm256_extractf128_ps(v, 1));
-}
-static INLINE void f_transpose_quads(f_vec v[4]) {
-    const f_vec ab = _mm256_unpacklo_ps(v[0], v[1]), ab_high = _mm256_unpackhi_ps(v[0], v[1]);
-    const f_vec cd = _mm256_unpacklo_ps(v[2], v[3]), cd_high = _mm256_unpackhi_ps(v[2], v[3]);
-    v[0] = _mm256_shuffle_ps(ab, cd, 0x44);
-    v[1] = _mm256_shuffle_ps(ab, cd, 0xee);
-    v[2] = _mm256_shuffle_ps(ab_high, cd_high, 0x44);
-    v[3] = _mm256_shuffle_ps(ab_high, cd_high, 0xee);
-}
-
 static INLINE f_vec f_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 static INLINE void f_store_f16(uint16_t *p, f_vec v) {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -273,16 +255,3 @@ static INLINE d_vec d_acc_lanes(d_acc acc) { return acc.all; }
     }
 REDUCE_ROWS_D(d_rows_max, _mm256_max_pd)
 REDUCE_ROWS_D(d_rows_sum, _mm256_add_pd)
-
-static INLINE d_vec d_load_quads(const double *p, ptrdiff_t stride) {
-    return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(p)), _mm_loadu_pd(p + stride), 1);
-}
-static INLINE void d_store_quads(double *p, ptrdiff_t stride, d_vec v) {
-    _mm_storeu_pd(p, _mm256_castpd256_pd128(v));
-    _mm_storeu_pd(p + stride, _mm256_extractf128_pd(v, 1));
-}
-static INLINE void d_transpose_quads(d_vec v[2]) {
-    const d_vec low = _mm256_unpacklo_pd(v[0], v[1]), high = _mm256_unpackhi_pd(v[0], v[1]);
-    v[0] = low;
-    v[1] = high;
-}

@@ -103,27 +103,6 @@ static INLINE f_vec f_acc_lanes(f_acc acc) {
 REDUCE_ROWS_F(f_rows_max, _mm512_max_ps)
 REDUCE_ROWS_F(f_rows_sum, _mm512_add_ps)
 
-static INLINE f_vec f_load_quads(const float *p, ptrdiff_t stride) {
-    f_vec v = _mm512_castps128_ps512(_mm_loadu_ps(p));
-    v = _mm512_insertf32x4(v, _mm_loadu_ps(p + stride), 1);
-    v = _mm512_insertf32x4(v, _mm_loadu_ps(p + 2 * stride), 2);
-    return _mm512_insertf32x4(v, _mm_loadu_ps(p + 3 * stride), 3);
-}
-static INLINE void f_store_quads(float *p, ptrdiff_t stride, f_vec v) {
-    _mm_storeu_ps(p, _mm512_castps512_ps128(v));
-    _mm_storeu_ps(p + stride, _mm512_extractf32x4_ps(v, 1));
-    _mm_storeu_ps(p + 2 * stride, _mm512_extractf32x4_ps(v, 2));
-    _mm_storeu_ps(p + 3 * stride, _mm512_extractf32x4_ps(v, 3));
-}
-static INLINE void f_transpose_quads(f_vec v[4]) {
-    const f_vec ab = _mm512_unpacklo_ps(v[0], v[1]), ab_high = _mm512_unpackhi_ps(v[0], v[1]);
-    const f_vec cd = _mm512_unpacklo_ps(v[2], v[3]), cd_high = _mm512_unpackhi_ps(v[2], v[3]);
-    v[0] = _mm512_shuffle_ps(ab, cd, 0x44);
-    v[1] = _mm512_shuffle_ps(ab, cd, 0xee);
-    v[2] = _mm512_shuffle_ps(ab_high, cd_high, 0x44);
-    v[3] = _mm512_shuffle_ps(ab_high, cd_high, 0xee);
-}
-
 static INLINE f_vec f_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 static INLINE void f_store_f16(uint16_t *p, f_vec v) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -217,21 +196,3 @@ static INLINE d_vec d_acc_lanes(d_acc acc) { return acc.all; }
     }
 REDUCE_ROWS_D(d_rows_max, _mm512_max_pd)
 REDUCE_ROWS_D(d_rows_sum, _mm512_add_pd)
-
-static INLINE d_vec d_load_quads(const double *p, ptrdiff_t stride) {
-    d_vec v = _mm512_castpd128_pd512(_mm_loadu_pd(p));
-    v = _mm512_insertf64x2(v, _mm_loadu_pd(p + stride), 1);
-    v = _mm512_insertf64x2(v, _mm_loadu_pd(p + 2 * stride), 2);
-    return _mm512_insertf64x2(v, _mm_loadu_pd(p + 3 * stride), 3);
-}
-static INLINE void d_store_quads(double *p, ptrdiff_t stride, d_vec v) {
-    _mm_storeu_pd(p, _mm512_castpd512_pd128(v));
-    _mm_storeu_pd(p + stride, _mm512_extractf64x2_pd(v, 1));
-    _mm_storeu_pd(p + 2 * stride, _mm512_extractf64x2_pd(v, 2));
-    _mm_storeu_pd(p + 3 * stride, _mm512_extractf64x2_pd(v, 3));
-}
-static INLINE void d_transpose_quads(d_vec v[2]) {
-    const d_vec low = _mm512_unpacklo_pd(v[0], v[1]), high = _mm512_unpackhi_pd(v[0], v[1]);
-    v[0] = low;
-    v[1] = high;
-}

@@ -117,20 +117,6 @@ typedef struct {
         for (int i = 0; i < N; i++)                                                                                  \
             for (int k = 0; k < N; k++) s[i] += v[i][k];                                                             \
         return s;                                                                                                    \
-    }                                                                                                                \
-    static INLINE P##_vec P##_load_quads(const R *p, ptrdiff_t stride) {                                             \
-        (void)stride;                                                                                                \
-        return P##_load(p);                                                                                          \
-    }                                                                                                                \
-    static INLINE void P##_store_quads(R *p, ptrdiff_t stride, P##_vec v) {                                          \
-        (void)stride;                                                                                                \
-        P##_store(p, v);                                                                                             \
-    }                                                                                                                \
-    static INLINE void P##_transpose_quads(P##_vec v[N]) {                                                           \
-        P##_vec t[N];                                                                                                \
-        for (int i = 0; i < N; i++) t[i] = v[i];                                                                     \
-        for (int i = 0; i < N; i++)                                                                                  \
-            for (int k = 0; k < N; k++) v[i][k] = t[k][i];                                                           \
     }
 
 PLAIN_OPERATIONS(f, float, 4, 23, )

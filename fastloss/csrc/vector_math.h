@@ -102,45 +102,46 @@ static INLINE V(vec) V(exp_floor)(V(vec) x, int scale_bits) {
 static INLINE V(vec) V(exp_origin)(int steps, int scale_bits) {
     return V(set)(2 + EXP_UNIT * (REAL)(steps * (EXP_BIAS + scale_bits)));
 }
-static INLINE V(vec) V(exp_position_of)(V(vec) x, int steps, int scale_bits) {
-    return V(fma)(x, V(set)(EXP_UNIT * (REAL)steps * EXP_PER_LN2), V(exp_origin)(steps, scale_bits));
+static INLINE V(vec) V(exp_position_of)(V(vec) x, int steps, V(vec) origin) {
+    return V(fma)(x, V(set)(EXP_UNIT * (REAL)steps * EXP_PER_LN2), origin);
 }
 
 /* x = n ln 2 + r: *power becomes 2^(n + scale_bits), and the result is e^r - 1. position: that of x, in steps of ln 2.
  */
-static INLINE V(vec) V(exp_split)(V(vec) x, V(vec) position, int scale_bits, V(vec) * power) {
-    const V(vec) n = V(sub)(position, V(exp_origin)(1, scale_bits));
+static INLINE V(vec) V(exp_split)(V(vec) x, V(vec) position, V(vec) origin, V(vec) * power) {
+    const V(vec) n = V(sub)(position, origin);
     V(vec) r = V(fnma)(n, V(set)(EXP_LN2_UPPER / EXP_UNIT), x);
     r = V(fnma)(n, V(set)(EXP_LN2_LOWER / EXP_UNIT), r);
     *power = V(pow2)(position);
     return V(exp_tail)(r);
 }
 
-static INLINE bool V(all_equal)(V(int) a, V(int) b) { return V(set_lanes)(V(int_eq)(a, b)) == ALL_LANES; }
-
 /* That of e^x 2^EXP_SCALE_BITS. Its bits are those of 2 but for EXP_POSITIONS, the lowest, as long as x is in
  * the range in which that is neither 0 nor infinite; and elsewhere others are set as well: 2 has but one bit, the
  * highest of the exponent, so that without others there is only 0, which has position 0 too. */
 #define EXP_POSITIONS ((V(index))(EXP_STEPS << EXP_EXPONENT_BITS) - 1)
-static INLINE V(vec) V(exp_position)(V(vec) x) { return V(exp_position_of)(x, EXP_STEPS, EXP_SCALE_BITS); }
+static INLINE V(vec) V(exp_position)(V(vec) x) {
+    return V(exp_position_of)(x, EXP_STEPS, V(exp_origin)(EXP_STEPS, EXP_SCALE_BITS));
+}
 
-/* e^x 2^(scale_bits + more), from the position of x for scale_bits; `more` is added to the exponent of the power. */
+/* e^x 2^(scale_bits + more), from the position of x for the origin of scale_bits; `more` is added to the exponent of
+ * the power. */
 #if WORKING_TYPE == 32 && defined(POW2_STEP_BITS)
 /* A table of the powers between those of two leaves so little to the polynomial that two coefficients do, and that
  * only its first term needs what rounding took from ln 2, which the others do not wait for. */
-static INLINE f_vec f_exp_at(f_vec x, f_vec position, int scale_bits, int more) {
+static INLINE f_vec f_exp_at(f_vec x, f_vec position, f_vec origin, int more) {
     const f_vec c2 = f_set(POW2_STEP_BITS == 3 ? 0x1.000878p-1f : 0x1.000220p-1f);
     const f_vec c3 = f_set(POW2_STEP_BITS == 3 ? 0x1.5556fap-3f : 0x1.55561cp-3f);
-    const f_vec n = f_sub(position, f_exp_origin(EXP_STEPS, scale_bits));
+    const f_vec n = f_sub(position, origin);
     const f_vec near = f_fnma(n, f_set(0x1.62e430p-1f / EXP_UNIT / EXP_STEPS), x);
     const f_vec r = f_fnma(n, f_set(-0x1.05c610p-29f / EXP_UNIT / EXP_STEPS), near);
     const f_vec power = f_pow2_steps(position, more);
     return f_fma(f_fma(f_fma(c3, near, c2), f_mul(near, near), r), power, power);
 }
 #else
-static INLINE V(vec) V(exp_at)(V(vec) x, V(vec) position, int scale_bits, int more) {
+static INLINE V(vec) V(exp_at)(V(vec) x, V(vec) position, V(vec) origin, int more) {
     V(vec) power;
-    const V(vec) tail = V(exp_split)(x, position, scale_bits, &power);
+    const V(vec) tail = V(exp_split)(x, position, origin, &power);
     /* The position of a number whose exponent, with the bias, is `more`. */
     const V(vec) exponent = V(pow2)(V(exp_origin)(1, more - EXP_BIAS));
     if (more) power = V(from_bits)(V(int_add)(V(bits)(power), V(bits)(exponent)));
@@ -148,9 +149,14 @@ static INLINE V(vec) V(exp_at)(V(vec) x, V(vec) position, int scale_bits, int mo
 }
 #endif
 
+/* e^x 2^scale_bits for the origin of scale_bits. */
+static INLINE V(vec) V(exp_from)(V(vec) x, V(vec) origin) {
+    return V(exp_at)(x, V(exp_position_of)(x, EXP_STEPS, origin), origin, 0);
+}
+
 /* e^x 2^EXP_SCALE_BITS for x of V(exp_floor); exactly 0 for its lowest, exactly 2^EXP_SCALE_BITS for 0. The caller
  * keeps x in range, or finds out afterwards: see V(in_range). */
-static INLINE V(vec) V(exp_floored)(V(vec) x) { return V(exp_at)(x, V(exp_position)(x), EXP_SCALE_BITS, 0); }
+static INLINE V(vec) V(exp_floored)(V(vec) x) { return V(exp_from)(x, V(exp_origin)(EXP_STEPS, EXP_SCALE_BITS)); }
 static INLINE V(vec) V(exp_scaled)(V(vec) x) { return V(exp_floored)(V(exp_floor)(x, EXP_SCALE_BITS)); }
 
 static INLINE V(vec) V(unscale)(V(vec) e) { return V(mul)(e, V(set)((REAL)1 / ((uint64_t)1 << EXP_SCALE_BITS))); }
@@ -169,21 +175,23 @@ static INLINE V(vec) V(exp)(V(vec) x) { return V(unscale)(V(exp_scaled)(x)); }
  * EXP_POSITIONS. */
 static INLINE V(int) V(no_positions)(void) { return VEC_HAS_FMA ? V(bits)(V(set)(2)) : V(int_set)(0); }
 static INLINE V(vec) V(exp_direct)(V(vec) x, V(int) * positions) {
-    const int origin = DIRECT_BELOW - EXP_BIAS;
+    const V(vec) origin = V(exp_origin)(EXP_STEPS, DIRECT_BELOW - EXP_BIAS);
     const V(vec) position = V(exp_position_of)(x, EXP_STEPS, origin);
     const V(int) bits = V(bits)(position), without = V(bits)(V(set)(-2));
     *positions = V(int_or)(*positions, VEC_HAS_FMA ? bits : V(int_add)(bits, without));
-    return V(exp_at)(x, position, origin, -origin);
+    return V(exp_at)(x, position, origin, EXP_BIAS - DIRECT_BELOW);
 }
-static INLINE bool V(are_direct)(V(int) positions) {
-    return V(all_equal)(V(int_and)(positions, V(int_set)(~DIRECT_POSITIONS)), V(no_positions)());
+static INLINE V(mask) V(is_direct)(V(int) positions) {
+    return V(int_eq)(V(int_and)(positions, V(int_set)(~DIRECT_POSITIONS)), V(no_positions)());
 }
+static INLINE bool V(are_direct)(V(int) positions) { return V(set_lanes)(V(is_direct)(positions)) == ALL_LANES; }
 
 /* e^x, and 1 - e^x with all its digits, for x <= 0. */
 static INLINE V(vec) V(exp_and_rest)(V(vec) x, V(vec) * rest) {
     V(vec) power;
     const V(vec) floored = V(exp_floor)(x, 0);
-    const V(vec) tail = V(exp_split)(floored, V(exp_position_of)(floored, 1, 0), 0, &power);
+    const V(vec) origin = V(exp_origin)(1, 0);
+    const V(vec) tail = V(exp_split)(floored, V(exp_position_of)(floored, 1, origin), origin, &power);
     *rest = V(fnma)(tail, power, V(sub)(V(set)(1), power));
     return V(fma)(tail, power, power);
 }
@@ -245,8 +253,8 @@ static INLINE V(vec) V(log)(V(vec) x) {
 static INLINE V(vec) V(exp_any)(V(vec) x) {
     V(vec) power;
     const V(vec) limit = V(set)((REAL)((EXP_BIAS) / EXP_PER_LN2));
-    const V(vec) bounded = V(exp_floor)(V(min)(limit, x), 0);
-    const V(vec) tail = V(exp_split)(bounded, V(exp_position_of)(bounded, 1, 0), 0, &power);
+    const V(vec) bounded = V(exp_floor)(V(min)(limit, x), 0), origin = V(exp_origin)(1, 0);
+    const V(vec) tail = V(exp_split)(bounded, V(exp_position_of)(bounded, 1, origin), origin, &power);
     return V(select)(V(lt)(limit, x), V(set)(INFINITY), V(fma)(tail, power, power));
 }
 

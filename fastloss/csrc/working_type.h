@@ -4,13 +4,10 @@
 #undef REAL
 #undef NATIVE
 #undef LANES
-#undef QUAD
 #undef ALL_LANES
 #undef REAL_LOWEST
 
 #define LANES ((ptrdiff_t)(VEC_BYTES / sizeof(REAL)))
-/* Elements of 16 bytes, of which vectors hold one piece or more. */
-#define QUAD ((ptrdiff_t)(16 / sizeof(REAL)))
 /* What V(set_lanes) is where a mask is set in all of them. */
 #define ALL_LANES ((1u << LANES) - 1)
 

@@ -1,0 +1,542 @@
+/* Rows of one block, of up to ONE_BLOCK_ROW classes: several of them at a time. Included once per working type.
+ *
+ * Where logits are neither large nor small, rows are direct: their exponentials are those of the logits themselves, so
+ * that none waits for a maximum, and the classes of several rows are one loop, wherever in a vector rows begin. With
+ * e_y = e^z_y and "rest" the sum of the other classes' exponentials,
+ *
+ *     nll = log1p(rest / e_y),     grad_c = e^z_c g a / (rest + e_y),     grad_y = -g a rest / (rest + e_y)
+ *
+ * Other rows, and all where labels are smoothed by more than half, have their maximum for a reference: see
+ * cross_entropy.h. Which of the two a row is depends on no other row: where not all of those that are done together are
+ * direct, their exponentials are made row by row, and those that are direct get the same bits. */
+
+#undef ONE_BLOCK_ROW
+#undef ROW_STAGE
+#undef STREAMED_CLASSES
+#undef DIRECT_LOWEST
+/* Of longer rows, the exponentials of as many rows as a vector has lanes would not stay in the first-level cache. */
+#define ONE_BLOCK_ROW 384
+#define ROW_STAGE (LANES * (ONE_BLOCK_ROW + LANES))
+/* From here on, rows are streamed: of fewer classes, putting them together costs more than memory spares. */
+#define STREAMED_CLASSES (VEC_BYTES == 64 ? 8 : 16)
+/* e_y has to be so large that the rest is not: then no factor of a gradient is a subnormal number on its way. */
+#define DIRECT_LOWEST ((REAL)1 / ((uint64_t)1 << 32))
+
+/* ---- Rows in memory ---------------------------------------------------------------------------------------------- */
+
+/* Whether n rows of so many bytes lie behind each other. */
+static INLINE bool V(adjacent)(char *const row[], ptrdiff_t n, ptrdiff_t bytes) {
+    ptrdiff_t gaps = 0;
+    for (ptrdiff_t i = 1; i < n; i++) gaps |= row[i] - row[i - 1] - bytes;
+    return gaps == 0;
+}
+
+/* Rows of any type and distance behind each other, rows of 0 where there are no more; and back. Those that lie behind
+ * each other already are one part. `packed` has room for another vector. */
+static LOOP void V(pack_rows)(const class_task *task, char *const row[], ptrdiff_t n, ptrdiff_t padded, REAL *packed) {
+    const ptrdiff_t classes = task->call.classes;
+    const int dtype = task->call.logits.dtype;
+    const ptrdiff_t parts = V(adjacent)(row, n, classes * dtype_size(dtype)) ? 1 : n, part = n / parts * classes;
+    for (ptrdiff_t i = 0; i < parts; i++) V(load_block)(row[i], dtype, part, 0, packed + i * part);
+    memset(packed + n * classes, 0, (size_t)((padded - n) * classes) * sizeof(REAL));
+}
+static LOOP void V(unpack_rows)(const class_task *task, const REAL *packed, ptrdiff_t n, char *const row[]) {
+    const ptrdiff_t classes = task->call.classes;
+    const int dtype = task->call.grad.dtype;
+    const ptrdiff_t parts = V(adjacent)(row, n, classes * dtype_size(dtype)) ? 1 : n, part = n / parts * classes;
+    for (ptrdiff_t i = 0; i < parts; i++) V(store_block)(row[i], dtype, part, packed + i * part);
+}
+
+/* Streams waiting rows up to number `end`; where others follow, only up to the end of a line. */
+static INLINE void V(stream_waiting)(const class_task *task, V(batch) * batch, ptrdiff_t end) {
+    const ptrdiff_t classes = task->call.classes, size = (ptrdiff_t)sizeof(REAL);
+    ptrdiff_t n = (end < batch->scaled ? end : batch->scaled) * classes - batch->streamed;
+    if (end < batch->scaled) n -= (ptrdiff_t)((uintptr_t)(batch->stream.next + n * size) % LINE_BYTES) / size;
+    if (n <= 0) return;
+    stream_next(&batch->stream, batch->waiting + batch->streamed, n * size);
+    batch->streamed += n;
+}
+
+/* How rows are cut into vectors: whole ones from their first class on, and one that ends with their last class, or if
+ * there is but one begins with the first. */
+typedef struct {
+    ptrdiff_t classes, vectors, last; /* last: where the last one begins */
+    V(mask) spare;                    /* which of its lanes are in the one before as well, or not of the row */
+} V(row_shape);
+
+static INLINE V(row_shape) V(shape_of)(ptrdiff_t classes, ptrdiff_t vectors) {
+    const V(int) numbers = V(int_load)(V(numbers));
+    const V(index) twice = (V(index))(vectors * LANES - classes), count = (V(index))classes;
+    if (vectors == 1) return (V(row_shape)){classes, 1, 0, V(int_lt)(V(int_set)(count - 1), numbers)};
+    return (V(row_shape)){classes, vectors, classes - LANES, V(int_lt)(numbers, V(int_set)(twice))};
+}
+
+/* The last vector of a row of logits, of which nothing behind the row is read. */
+static INLINE V(vec) V(load_last)(const REAL *z, V(row_shape) shape) {
+    return shape.vectors == 1 ? V(load_part)(z, shape.classes, 0) : V(load)(z + shape.last);
+}
+
+/* What is known of several vectors of rows. */
+typedef struct {
+    V(vec) rest[LANE_VECTORS];
+    V(vec) distance[LANE_VECTORS], moment[LANE_VECTORS], ahead[LANE_VECTORS]; /* options' and by-products' */
+    V(index) y[LANE_TARGETS];                                                 /* for by-products */
+    V(mask) is_direct[LANE_VECTORS];                                          /* of rows that are done row by row */
+    REAL m[LANE_TARGETS]; /* in whose units losses are finished: z_y of direct rows, of others the maximum */
+    REAL z_y[LANE_TARGETS], e_y[LANE_TARGETS], factor[LANE_TARGETS], target_grad[LANE_TARGETS], shift[LANE_TARGETS];
+} V(row_lanes);
+
+/* ---- Exponentials ------------------------------------------------------------------------------------------------ */
+
+/* The exponentials of n numbers, a multiple of LANES. fetched: what to fetch meanwhile, as much; fetched_grad: likewise
+ * for writing, or NULL. */
+static INLINE V(int) V(direct_exps)(const REAL *z, ptrdiff_t n, REAL *e, const REAL *fetched, const REAL *fetched_grad,
+                                    V(int) positions) {
+    const ptrdiff_t group = GROUP_BYTES / VEC_BYTES * LANES;
+    ptrdiff_t i = 0;
+    for (; i + group <= n; i += group) {
+        V(prefetch)(fetched + i, group, false);
+        if (fetched_grad) V(prefetch)(fetched_grad + i, group, true);
+#pragma GCC unroll 16
+        for (ptrdiff_t k = i; k < i + group; k += LANES) {
+            V(store)(e + k, V(exp_direct)(V(load)(z + k), &positions));
+            VEC_SETTLE(positions);
+        }
+    }
+    for (; i < n; i += LANES) V(store)(e + i, V(exp_direct)(V(load)(z + i), &positions));
+    return positions;
+}
+/* A function of its own, beside by-products, which need the registers. */
+static LOOP V(int) V(direct_exps_apart)(const REAL *z, ptrdiff_t n, REAL *e, const REAL *fetched) {
+    return V(direct_exps)(z, n, e, fetched, NULL, V(no_positions)());
+}
+
+/* Those of LANES rows from number `first` on, row by row: scaled by 2^EXP_SCALE_BITS, or where rows are direct by 2,
+ * which is an even number of positions from V(exp_direct): halves are rounded alike. z, e: the first of these rows.
+ * Returns whether all are direct; `never`: none is. */
+static INLINE bool V(referenced_exps)(const REAL *z, REAL *e, V(row_shape) shape, const REAL *fetched,
+                                      const REAL *fetched_grad, bool never, ptrdiff_t first, V(row_lanes) * lanes) {
+    REAL minus[LANES], origin[LANES];
+    V(vec) high[LANES], minus_low[LANES];
+    for (ptrdiff_t r = 0; r < LANES; r++) {
+        const REAL *row = z + r * shape.classes;
+        const V(vec) last = V(load_last)(row, shape);
+        V(vec) low = shape.vectors == 1 ? V(select)(shape.spare, V(set)(INFINITY), last) : last;
+        high[r] = shape.vectors == 1 ? V(select)(shape.spare, V(set)(-INFINITY), last) : last;
+        for (ptrdiff_t k = 0; k + 1 < shape.vectors; k++) {
+            high[r] = V(max)(high[r], V(load)(row + k * LANES));
+            low = V(min)(low, V(load)(row + k * LANES));
+        }
+        minus_low[r] = V(sub)(V(set)(0), low);
+    }
+    const V(vec) zero = V(set)(0), highest = V(rows_max)(high), z_y = V(load)(lanes->z_y + first);
+    /* Whether the target, the highest, and the lowest are in range. Where the target is not, no lowest one is. */
+    V(int) unused = V(no_positions)(), positions = never ? V(int_set)(-1) : V(no_positions)();
+    const V(mask) is_low = V(lt)(V(exp_direct)(z_y, &unused), V(set)(DIRECT_LOWEST));
+    V(exp_direct)(highest, &positions);
+    V(exp_direct)(V(select)(is_low, V(set)(-INFINITY), V(sub)(zero, V(rows_max)(minus_low))), &positions);
+    const V(mask) is_direct = V(is_direct)(positions);
+    const V(vec) scaled = V(exp_origin)(EXP_STEPS, EXP_SCALE_BITS), twice = V(exp_origin)(EXP_STEPS, 1);
+    lanes->is_direct[first / LANES] = is_direct;
+    V(store)(lanes->m + first, V(select)(is_direct, z_y, highest));
+    V(store)(minus, V(zero_where)(is_direct, V(sub)(zero, highest)));
+    V(store)(origin, V(select)(is_direct, twice, scaled));
+    for (ptrdiff_t r = 0; r < LANES; r++) {
+        const V(vec) minus_m = V(set)(minus[r]), from = V(set)(origin[r]);
+        for (ptrdiff_t k = 0; k < shape.vectors; k++) {
+            const bool is_last = k + 1 == shape.vectors;
+            const ptrdiff_t row = r * shape.classes, i = row + (is_last ? shape.last : k * LANES);
+            const V(vec) x = V(add)(minus_m, is_last ? V(load_last)(z + row, shape) : V(load)(z + i));
+            __builtin_prefetch(fetched + i);
+            if (fetched_grad) __builtin_prefetch(fetched_grad + i, 1);
+            V(store)(e + i, V(exp_from)(V(exp_floor)(x, EXP_SCALE_BITS), from));
+        }
+    }
+    return V(set_lanes)(is_direct) == ALL_LANES;
+}
+/* Of rows of few vectors the loops gain from a known length. */
+#undef REFERENCED_FORM
+#define REFERENCED_FORM(n)                                                                                            \
+    static LOOP bool V(referenced_##n)(const REAL *z, REAL *e, V(row_shape) shape, const REAL *fetched,               \
+                                       const REAL *fetched_grad, bool never, ptrdiff_t first, V(row_lanes) * lanes) { \
+        if (n > 0) shape.vectors = n;                                                                                 \
+        return V(referenced_exps)(z, e, shape, fetched, fetched_grad, never, first, lanes);                           \
+    }
+REFERENCED_FORM(0)
+REFERENCED_FORM(1)
+REFERENCED_FORM(2)
+REFERENCED_FORM(3)
+REFERENCED_FORM(4)
+
+/* Where labels are smoothed, sum_c (z_y - z_c) may be below 0, and take from the loss of a direct row what others of
+ * its parts hold: up to s / (1 - s) times the loss, so that smoothing by no more than half costs no digits. */
+static INLINE bool V(is_never_direct)(const class_task *task) { return task->call.label_smoothing > 0.5; }
+
+/* Those of n rows, and as many more of zeros as make whole groups. grad: what will be written, or NULL. */
+static LOOP void V(referenced_group)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t n,
+                                     const REAL *z, const REAL *grad, V(row_shape) shape, REAL *e,
+                                     V(row_lanes) * lanes) {
+    static bool (*const forms[])(const REAL *, REAL *, V(row_shape), const REAL *, const REAL *, bool, ptrdiff_t,
+                                 V(row_lanes) *) = {V(referenced_0), V(referenced_1), V(referenced_2), V(referenced_3),
+                                                    V(referenced_4)};
+    const ptrdiff_t form = shape.vectors <= 4 ? shape.vectors : 0, fetched = PAGE_BYTES / (ptrdiff_t)sizeof(REAL);
+    const bool never = V(is_never_direct)(task);
+    bool all_direct = true;
+    for (ptrdiff_t r = 0; r < n; r++) lanes->z_y[r] = z[r * shape.classes + (ptrdiff_t)batch->y[first + r]];
+    for (ptrdiff_t r = n; r % LANES > 0; r++) lanes->z_y[r] = z[r * shape.classes];
+    for (ptrdiff_t r = 0, i = 0; r < n; r += LANES, i += LANES * shape.classes) {
+        all_direct &= forms[form](z + i, e + i, shape, z + i + fetched, grad ? grad + i : NULL, never, r, lanes);
+        V(stream_waiting)(task, batch, r + LANES);
+    }
+    batch->is_careful = !all_direct;
+}
+
+/* The sum of a row in lanes, in four sums that do not wait for each other. */
+static INLINE V(vec) V(row_sum)(const REAL *e, V(row_shape) shape) {
+    V(vec) sum[4] = {V(zero_where)(shape.spare, V(load)(e + shape.last))};
+    const ptrdiff_t end = (shape.vectors - 1) * LANES;
+    ptrdiff_t i = 0;
+    if (end < 3 * LANES) {
+        for (; i < end; i += LANES) sum[0] = V(add)(sum[0], V(load)(e + i));
+        return sum[0];
+    }
+    for (ptrdiff_t k = 1; k < 4; k++, i += LANES) sum[k] = V(load)(e + i);
+#pragma GCC unroll 4
+    for (; i + 4 * LANES <= end; i += 4 * LANES)
+        for (ptrdiff_t k = 0; k < 4; k++) sum[k] = V(add)(sum[k], V(load)(e + i + k * LANES));
+#pragma GCC unroll 3
+    for (ptrdiff_t k = 0; i < end; i += LANES, k++) sum[k] = V(add)(sum[k], V(load)(e + i));
+    return V(add)(V(add)(sum[0], sum[1]), V(add)(sum[2], sum[3]));
+}
+
+/* The sum of m - z_c of a row, in lanes. */
+static INLINE V(vec) V(row_distance)(const REAL *z, V(row_shape) shape, REAL m) {
+    const V(vec) from = V(set)(m);
+    V(vec) sum = V(zero_where)(shape.spare, V(sub)(from, V(load_last)(z, shape)));
+    for (ptrdiff_t k = 0; k + 1 < shape.vectors; k++) sum = V(add)(sum, V(sub)(from, V(load)(z + k * LANES)));
+    return sum;
+}
+
+/* By-products of a row, in lanes: the sum of (z - m) e, and how many classes rank in front of target y. */
+typedef struct {
+    V(vec) m, own, below, moment; /* own: z_y; below: the next number below it */
+    V(int) y, ahead;
+} V(row_metrics);
+
+/* Adds a vector of logits, from class c on, and their exponentials, 0 for the target. Where z - m is clamped, a moment
+ * takes the bound for it, so that no 0 meets an infinity. */
+static INLINE void V(add_metrics_of)(V(vec) z, V(vec) exps, ptrdiff_t c, bool clamps, V(row_metrics) * row) {
+    const V(vec) x = V(sub)(z, row->m), gap = clamps ? V(exp_floor)(x, EXP_SCALE_BITS) : x;
+    const V(mask) is_earlier = V(int_lt)(V(int_load)(V(numbers) + c), row->y);
+    row->ahead = V(int_count)(V(lt)(V(select)(is_earlier, row->below, row->own), z), row->ahead);
+    row->moment = V(fma)(gap, exps, row->moment);
+}
+
+/* By-products and sums of LANES rows from number `first` on. z, e: the first of all rows. m: what moments refer to. */
+static INLINE void V(group_metrics)(const REAL *z, const REAL *e, V(row_shape) shape, const REAL *m, bool clamps,
+                                    ptrdiff_t first, V(row_lanes) * lanes) {
+    V(vec) sum[LANES], moment[LANES], ahead[LANES];
+    REAL below[LANES];
+    V(store)(below, V(below)(V(load)(lanes->z_y + first)));
+    for (ptrdiff_t k = 0; k < LANES; k++) {
+        const ptrdiff_t r = first + k, i = r * shape.classes;
+        V(row_metrics) row;
+        row.m = V(set)(m[r]);
+        row.own = V(set)(lanes->z_y[r]);
+        row.below = V(set)(below[k]);
+        row.moment = V(set)(0);
+        row.y = V(int_set)(lanes->y[r]);
+        row.ahead = V(int_set)(0);
+        sum[k] = V(row_sum)(e + i, shape);
+#pragma GCC unroll 16
+        for (ptrdiff_t c = 0; c < (shape.vectors - 1) * LANES; c += LANES)
+            V(add_metrics_of)(V(load)(z + i + c), V(load)(e + i + c), c, clamps, &row);
+        /* What ranks last, and makes no NaN. */
+        const V(vec) none = V(set)(clamps ? -INFINITY : REAL_LOWEST);
+        const V(vec) last = V(select)(shape.spare, none, V(load_last)(z + i, shape));
+        const V(vec) exps = V(zero_where)(shape.spare, V(load)(e + i + shape.last));
+        V(add_metrics_of)(last, exps, shape.last, clamps, &row);
+        moment[k] = row.moment;
+        ahead[k] = V(number)(row.ahead);
+    }
+    lanes->rest[first / LANES] = V(rows_sum)(sum);
+    lanes->moment[first / LANES] = V(rows_sum)(moment);
+    lanes->ahead[first / LANES] = V(rows_sum)(ahead);
+}
+static LOOP void V(referenced_metrics)(const REAL *z, const REAL *e, V(row_shape) shape, ptrdiff_t first,
+                                       V(row_lanes) * lanes) {
+    V(group_metrics)(z, e, shape, lanes->m, true, first, lanes);
+}
+
+/* ---- Losses and gradients ---------------------------------------------------------------------------------------- */
+
+/* Of direct rows without options and by-products, which need no logit of the target. */
+static LOOP void V(finish_direct)(V(batch) * batch, ptrdiff_t first, ptrdiff_t vectors, V(row_lanes) * lanes) {
+    const V(vec) one = V(set)(1);
+    for (ptrdiff_t v = 0; v < vectors; v++) {
+        const ptrdiff_t at = first + v * LANES;
+        V(finished) f;
+        const V(vec) e_y = V(load)(lanes->e_y + v * LANES);
+        V(finish_scale)(e_y, lanes->rest[v], V(load)(batch->a + at), V(load)(batch->g + at), &f);
+        V(store)(lanes->factor + v * LANES, f.factor);
+        V(store)(lanes->target_grad + v * LANES, f.target_grad);
+    }
+    /* In a loop of its own: the operations of one vector wait for each other. */
+    for (ptrdiff_t v = 0; v < vectors; v++) {
+        const ptrdiff_t at = first + v * LANES;
+        const V(vec) rest = V(div)(lanes->rest[v], V(load)(lanes->e_y + v * LANES));
+        const V(vec) nll = V(log_sum)(one, rest, V(reciprocal)(V(add)(rest, one)));
+        V(store)(batch->loss + at, V(mul)(V(load)(batch->s + at), V(mul)(V(load)(batch->a + at), nll)));
+    }
+}
+
+/* Of any rows. Direct ones are in units of e^z_y, where the target's exponential is 1. */
+static LOOP void V(finish_any)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t vectors,
+                               bool referenced, bool with_metrics, V(row_lanes) * lanes) {
+    const bool options = V(has_options)(task);
+    const V(vec) scale = V(set)((REAL)((uint64_t)1 << EXP_SCALE_BITS));
+    for (ptrdiff_t v = 0; v < vectors; v++) {
+        const ptrdiff_t at = first + v * LANES;
+        const V(vec) z_y = V(load)(lanes->z_y + v * LANES),
+                     m = V(load)((referenced ? lanes->m : lanes->z_y) + v * LANES);
+        const V(vec) exp_y = V(load)(lanes->e_y + v * LANES);
+        const V(vec) unit = referenced ? V(select)(lanes->is_direct[v], exp_y, scale) : exp_y;
+        const V(vec) inverse = V(reciprocal)(unit), rest = V(div)(lanes->rest[v], unit);
+        const V(vec) e_y = referenced ? V(div)(exp_y, unit) : V(set)(1);
+        const V(vec) a = V(load)(batch->a + at), s = V(load)(batch->s + at), g = V(load)(batch->g + at);
+        V(finished) f;
+        V(finish_scale)(e_y, rest, a, g, &f);
+        V(finish)(task, options, m, z_y, e_y, rest, lanes->distance[v], a, s, g, &f);
+        V(store)(batch->loss + at, f.loss);
+        if (with_metrics)
+            V(finish_metrics)(&f, m, z_y, e_y, V(mul)(lanes->moment[v], inverse), lanes->ahead[v], batch->lse + at,
+                              batch->entropy + at, batch->ahead + at);
+        /* As in V(finish_direct). */
+        if (!options) V(finish_scale)(exp_y, lanes->rest[v], a, g, &f);
+        V(store)(lanes->factor + v * LANES, options ? V(mul)(f.factor, inverse) : f.factor);
+        V(store)(lanes->target_grad + v * LANES, f.target_grad);
+        V(store)(lanes->shift + v * LANES, f.shift);
+    }
+}
+
+/* p = e * factor, less *shift if there is one, for a row whose exponentials are in e. */
+static INLINE void V(scale_row)(REAL *p, const REAL *e, V(row_shape) shape, REAL factor, const REAL *shift) {
+    const V(vec) f = V(set)(factor), minus = V(set)(shift ? -*shift : 0);
+    for (ptrdiff_t i = 0; i + LANES < shape.vectors * LANES; i += LANES)
+        V(store)(p + i, V(scaled)(e + i, f, minus, shift));
+    V(store)(p + shape.last, V(scaled)(e + shape.last, f, minus, shift));
+}
+
+/* The gradients of n rows. at: where the targets are. is_last: nothing behind the last row may be written, as rows of
+ * less than a vector are, into those that follow. */
+static INLINE void V(scale_rows)(const REAL *e, const ptrdiff_t *at, ptrdiff_t n, V(row_shape) shape, bool smooth,
+                                 bool is_last, const V(row_lanes) * lanes, REAL *to) {
+    const ptrdiff_t followed = is_last && shape.vectors == 1 ? n - (LANES - 1) / shape.classes : n;
+#pragma GCC unroll 4
+    for (ptrdiff_t r = 0; r < followed; r++) {
+        const ptrdiff_t from = r * shape.classes;
+        V(scale_row)(to + from, e + from, shape, lanes->factor[r], smooth ? lanes->shift + r : NULL);
+        to[at[r]] = lanes->target_grad[r];
+    }
+    for (ptrdiff_t r = followed; r < n; r++) {
+        const ptrdiff_t from = r * shape.classes;
+        REAL row[LANES];
+        V(scale_row)(row, e + from, shape, lanes->factor[r], smooth ? lanes->shift + r : NULL);
+        row[at[r] - from] = lanes->target_grad[r];
+        memcpy(to + from, row, (size_t)shape.classes * sizeof(REAL));
+    }
+}
+
+/* ---- All rows of a batch ----------------------------------------------------------------------------------------- */
+
+/* vectors: in a row, where the compiler is to know it; else 0. */
+static INLINE void V(block_rows)(const class_task *task, V(batch) * batch, ptrdiff_t vectors, bool with_grad,
+                                 bool with_metrics) {
+    const ptrdiff_t classes = task->call.classes;
+    const V(row_shape) shape = V(shape_of)(classes, vectors ? vectors : (classes + LANES - 1) / LANES);
+    const ptrdiff_t whole = shape.vectors * LANES;
+    const bool options = V(has_options)(task), smooth = task->call.label_smoothing > 0;
+    const bool adjacent = batch->native && batch->adjacent;
+    const bool streams = with_grad && adjacent && batch->streams && classes >= STREAMED_CLASSES;
+    /* Of many rows at a time, each step's operations wait less for those of the step before; streamed gradients are
+     * written in short bursts. */
+    const ptrdiff_t wanted = LANES * (streams ? 2 : shape.vectors <= 2 ? LANE_VECTORS : 4);
+    const ptrdiff_t most = ROW_STAGE / whole / LANES * LANES, at_once = wanted < most ? wanted : most;
+    const ptrdiff_t fetched = PAGE_BYTES / (ptrdiff_t)sizeof(REAL);
+    _Alignas(LINE_BYTES) REAL stage[ROW_STAGE];
+    ptrdiff_t at[LANE_TARGETS]; /* where the target is in the stage */
+    V(row_lanes) lanes;
+    for (ptrdiff_t first = 0, n; first < batch->count; first += n) {
+        n = batch->count - first < at_once ? batch->count - first : at_once;
+        const ptrdiff_t groups = (n + LANES - 1) / LANES, padded = groups * LANES;
+        bool referenced = batch->is_careful, is_done;
+        for (ptrdiff_t r = 0, from = 0; r < n; r++, from += classes) at[r] = from + (ptrdiff_t)batch->y[first + r];
+        for (ptrdiff_t r = n, from = n * classes; r < padded; r++, from += classes) at[r] = from;
+        for (ptrdiff_t r = 0; with_metrics && r < padded; r++) lanes.y[r] = r < n ? (V(index))batch->y[first + r] : 0;
+        const bool unstaged = with_grad && adjacent && n == padded && !streams;
+        REAL *const to = unstaged ? (REAL *)batch->grad[first] : batch->waiting;
+        do {
+            /* Rows that lie behind each other are taken where they are. */
+            const bool packs = !adjacent || n < padded;
+            if (packs) {
+                V(stream_waiting)(task, batch, batch->scaled);
+                V(pack_rows)(task, batch->z + first, n, padded, batch->waiting);
+            }
+            const REAL *z = packs ? batch->waiting : (const REAL *)batch->z[first];
+            V(int) positions = V(no_positions)();
+            if (referenced) {
+                V(referenced_group)(task, batch, first, n, z, unstaged ? to : NULL, shape, stage, &lanes);
+            } else if (streams) {
+                /* A few hundred bytes at a time. */
+                const ptrdiff_t step = classes > 64 ? 1 : 4;
+                for (ptrdiff_t r = 0, i = 0, end; r < padded; r += step, i = end) {
+                    end = (r + step < padded ? r + step : padded) * classes / LANES * LANES;
+                    positions = V(direct_exps)(z + i, end - i, stage + i, z + i + fetched, NULL, positions);
+                    V(stream_waiting)(task, batch, r + step);
+                }
+            } else if (with_metrics) {
+                positions = V(direct_exps_apart)(z, padded * classes, stage, z + fetched);
+            } else {
+                positions = V(direct_exps)(z, padded * classes, stage, z + fetched, unstaged ? to : NULL, positions);
+            }
+#pragma GCC unroll 8
+            for (ptrdiff_t r = 0; r < padded; r++) {
+                lanes.e_y[r] = stage[at[r]];
+                stage[at[r]] = 0; /* set aside */
+                if (with_metrics) lanes.z_y[r] = z[at[r]];
+            }
+            for (ptrdiff_t r = 0; options && !with_metrics && r < padded; r++) lanes.z_y[r] = z[at[r]];
+            const REAL *m = referenced ? lanes.m : lanes.z_y;
+            V(vec) lowest = V(set)(INFINITY);
+            for (ptrdiff_t r = 0; r < padded; r += LANES) {
+                lowest = V(min)(lowest, V(load)(lanes.e_y + r));
+                if (with_metrics && referenced)
+                    V(referenced_metrics)(z, stage, shape, r, &lanes);
+                else if (with_metrics)
+                    V(group_metrics)(z, stage, shape, lanes.z_y, false, r, &lanes);
+                if (with_metrics) continue;
+                V(vec) sum[LANES];
+                for (ptrdiff_t k = 0; k < LANES; k++) sum[k] = V(row_sum)(stage + (r + k) * classes, shape);
+                lanes.rest[r / LANES] = V(rows_sum)(sum);
+            }
+            for (ptrdiff_t v = 0; smooth && v < groups; v++) {
+                V(vec) distance[LANES];
+                for (ptrdiff_t k = 0; k < LANES; k++)
+                    distance[k] = V(row_distance)(z + (v * LANES + k) * classes, shape, m[v * LANES + k]);
+                lanes.distance[v] = V(rows_sum)(distance);
+            }
+            is_done = referenced || (V(are_direct)(positions) && !V(any)(V(lt)(lowest, V(set)(DIRECT_LOWEST))));
+            if (is_done && (options || with_metrics || referenced))
+                V(finish_any)(task, batch, first, groups, referenced, with_metrics, &lanes);
+            else if (is_done)
+                V(finish_direct)(batch, first, groups, &lanes);
+            referenced = true;
+        } while (!is_done);
+        if (!with_grad) continue;
+        if (streams) V(stream_waiting)(task, batch, batch->scaled);
+        if (smooth)
+            V(scale_rows)(stage, at, n, shape, true, unstaged, &lanes, to);
+        else
+            V(scale_rows)(stage, at, n, shape, false, unstaged, &lanes, to);
+        if (streams) {
+            stream_from(&batch->stream, batch->grad[first]);
+            batch->streamed = 0;
+            batch->scaled = n;
+        } else if (!unstaged) {
+            V(unpack_rows)(task, batch->waiting, n, batch->grad + first);
+        }
+    }
+}
+
+/* The forms, each a function of its own: their loops need all registers for constants. */
+#undef ROW_VECTORS
+#undef ROW_FORM
+#undef ROW_FORMS
+#undef ROW_FORM_NAMES
+#undef ROW_FORM_NAMES_4
+#define ROW_FORM(vectors)                                                                     \
+    static LOOP void V(block_##vectors##_grad)(const class_task *task, V(batch) * batch) {    \
+        V(block_rows)(task, batch, vectors, true, false);                                     \
+    }                                                                                         \
+    static LOOP void V(block_##vectors##_loss)(const class_task *task, V(batch) * batch) {    \
+        V(block_rows)(task, batch, vectors, false, false);                                    \
+    }                                                                                         \
+    static LOOP void V(block_##vectors##_metrics)(const class_task *task, V(batch) * batch) { \
+        V(block_rows)(task, batch, vectors, false, true);                                     \
+    }
+#define ROW_FORMS(a, b, c, d) ROW_FORM(a) ROW_FORM(b) ROW_FORM(c) ROW_FORM(d)
+#define ROW_FORM_NAMES(n) {V(block_##n##_loss), V(block_##n##_grad), V(block_##n##_metrics)}
+#define ROW_FORM_NAMES_4(a, b, c, d) ROW_FORM_NAMES(a), ROW_FORM_NAMES(b), ROW_FORM_NAMES(c), ROW_FORM_NAMES(d)
+ROW_FORM(0)
+ROW_FORMS(1, 2, 3, 4)
+#if WORKING_TYPE == 64 || VEC_BYTES == 16
+#define ROW_VECTORS 4
+#else
+/* Rows of up to 128 classes. */
+ROW_FORMS(5, 6, 7, 8)
+#if VEC_BYTES == 64
+#define ROW_VECTORS 8
+#else
+ROW_FORMS(9, 10, 11, 12)
+ROW_FORMS(13, 14, 15, 16)
+#define ROW_VECTORS 16
+#endif
+#endif
+
+static void V(block_batch)(const class_task *task, V(batch) * batch) {
+    enum { LOSS, GRAD, METRICS };
+    typedef void (*row_form)(const class_task *, V(batch) *);
+    /* 0: of any number of vectors. */
+    static const row_form forms[1 + ROW_VECTORS][3] = {
+        ROW_FORM_NAMES(0),
+        ROW_FORM_NAMES_4(1, 2, 3, 4),
+#if ROW_VECTORS >= 8
+        ROW_FORM_NAMES_4(5, 6, 7, 8),
+#endif
+#if ROW_VECTORS >= 16
+        ROW_FORM_NAMES_4(9, 10, 11, 12),
+        ROW_FORM_NAMES_4(13, 14, 15, 16),
+#endif
+    };
+    const ptrdiff_t vectors = (task->call.classes + LANES - 1) / LANES;
+    const int purpose = task->call.metrics ? METRICS : task->call.grad.data ? GRAD : LOSS;
+    REAL waiting[ROW_STAGE];
+    batch->waiting = waiting;
+    batch->streamed = batch->scaled = 0;
+    forms[vectors <= ROW_VECTORS ? vectors : 0][purpose](task, batch);
+    V(stream_waiting)(task, batch, batch->scaled);
+}
+
+/* ---- From class indices ------------------------------------------------------------------------------------------ */
+
+/* Functions of their own: together they would take the stack that all of them take. */
+#undef LONG_FORM
+#define LONG_FORM(name, native, smooth, with_grad, with_metrics)            \
+    static LOOP void V(name)(const class_task *task, V(batch) * batch) {    \
+        V(long_rows)(task, batch, native, smooth, with_grad, with_metrics); \
+    }
+LONG_FORM(long_grad, true, false, true, false)
+LONG_FORM(long_loss, true, false, false, false)
+LONG_FORM(long_smooth_grad, true, true, true, false)
+LONG_FORM(long_smooth_loss, true, true, false, false)
+static LOOP void V(long_metrics)(const class_task *task, V(batch) * batch) {
+    V(long_rows)(task, batch, batch->native, task->call.label_smoothing > 0, false, true);
+}
+static LOOP void V(long_converted)(const class_task *task, V(batch) * batch) {
+    V(long_rows)(task, batch, false, task->call.label_smoothing > 0, task->call.grad.data, false);
+}
+
+/* All rows of a batch, of any number of classes. */
+static void V(index_rows)(const class_task *task, V(batch) * batch) {
+    const bool smooth = task->call.label_smoothing > 0, with_grad = task->call.grad.data;
+    if (task->call.classes <= ONE_BLOCK_ROW)
+        V(block_batch)(task, batch);
+    else if (task->call.metrics)
+        V(long_metrics)(task, batch);
+    else if (WORKING_TYPE == 32 && !batch->native)
+        V(long_converted)(task, batch);
+    else if (smooth)
+        (with_grad ? V(long_smooth_grad) : V(long_smooth_loss))(task, batch);
+    else
+        (with_grad ? V(long_grad) : V(long_loss))(task, batch);
+}
