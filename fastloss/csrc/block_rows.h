@@ -1,4 +1,4 @@
-/* Rows of one block, of up to ONE_BLOCK_ROW classes: several of them at a time. Included once per working type.
+/* Rows of few classes, several of them at a time. Included once per working type.
  *
  * Where logits are neither large nor small, rows are direct: their exponentials are those of the logits themselves, so
  * that none waits for a maximum, and the classes of several rows are one loop, wherever in a vector rows begin. With
@@ -19,7 +19,8 @@
 #define ROW_STAGE (LANES * (ONE_BLOCK_ROW + LANES))
 /* From here on, rows are streamed: of fewer classes, putting them together costs more than memory spares. */
 #define STREAMED_CLASSES (VEC_BYTES == 64 ? 8 : 16)
-/* e_y has to be so large that the rest is not: then no factor of a gradient is a subnormal number on its way. */
+/* The least e_y of a direct row. With it rest / e_y is below 2^75, so that on the way to a gradient no factor of it is
+ * a subnormal number, as long as g a is not below 2^-50. */
 #define DIRECT_LOWEST ((REAL)1 / ((uint64_t)1 << 32))
 
 /* ---- Rows in memory ---------------------------------------------------------------------------------------------- */
@@ -111,9 +112,8 @@ static LOOP V(int) V(direct_exps_apart)(const REAL *z, ptrdiff_t n, REAL *e, con
     return V(direct_exps)(z, n, e, fetched, NULL, V(no_positions)());
 }
 
-/* Those of LANES rows from number `first` on, row by row: scaled by 2^EXP_SCALE_BITS, or where rows are direct by 2,
- * which is an even number of positions from V(exp_direct): halves are rounded alike. z, e: the first of these rows.
- * Returns whether all are direct; `never`: none is. */
+/* Those of LANES rows from number `first` on, row by row: of direct ones as they are, of others less the maximum, and
+ * scaled by 2^EXP_SCALE_BITS. z, e: the first of these rows. Returns whether all are direct; `never`: none is. */
 static INLINE bool V(referenced_exps)(const REAL *z, REAL *e, V(row_shape) shape, const REAL *fetched,
                                       const REAL *fetched_grad, bool never, ptrdiff_t first, V(row_lanes) * lanes) {
     REAL minus[LANES], origin[LANES];
@@ -130,17 +130,18 @@ static INLINE bool V(referenced_exps)(const REAL *z, REAL *e, V(row_shape) shape
         minus_low[r] = V(sub)(V(set)(0), low);
     }
     const V(vec) zero = V(set)(0), highest = V(rows_max)(high), z_y = V(load)(lanes->z_y + first);
-    /* Whether the target, the highest, and the lowest are in range. Where the target is not, no lowest one is. */
+    /* A row is direct where its highest and its lowest logit are in range, and the target is not too low: if it is, an
+     * infinity stands in for the lowest. */
     V(int) unused = V(no_positions)(), positions = never ? V(int_set)(-1) : V(no_positions)();
     const V(mask) is_low = V(lt)(V(exp_direct)(z_y, &unused), V(set)(DIRECT_LOWEST));
     V(exp_direct)(highest, &positions);
     V(exp_direct)(V(select)(is_low, V(set)(-INFINITY), V(sub)(zero, V(rows_max)(minus_low))), &positions);
-    const V(mask) is_direct = V(is_direct)(positions);
-    const V(vec) scaled = V(exp_origin)(EXP_STEPS, EXP_SCALE_BITS), twice = V(exp_origin)(EXP_STEPS, 1);
+    const V(mask) is_direct = V(direct_lanes)(positions);
+    const V(vec) scaled = V(exp_origin)(EXP_STEPS, EXP_SCALE_BITS), unscaled = V(exp_origin)(EXP_STEPS, 0);
     lanes->is_direct[first / LANES] = is_direct;
     V(store)(lanes->m + first, V(select)(is_direct, z_y, highest));
     V(store)(minus, V(zero_where)(is_direct, V(sub)(zero, highest)));
-    V(store)(origin, V(select)(is_direct, twice, scaled));
+    V(store)(origin, V(select)(is_direct, unscaled, scaled));
     for (ptrdiff_t r = 0; r < LANES; r++) {
         const V(vec) minus_m = V(set)(minus[r]), from = V(set)(origin[r]);
         for (ptrdiff_t k = 0; k < shape.vectors; k++) {
@@ -251,7 +252,7 @@ static INLINE void V(group_metrics)(const REAL *z, const REAL *e, V(row_shape) s
 #pragma GCC unroll 16
         for (ptrdiff_t c = 0; c < (shape.vectors - 1) * LANES; c += LANES)
             V(add_metrics_of)(V(load)(z + i + c), V(load)(e + i + c), c, clamps, &row);
-        /* What ranks last, and makes no NaN. */
+        /* What ranks last; -inf would make NaN of 0, unless it is clamped. */
         const V(vec) none = V(set)(clamps ? -INFINITY : REAL_LOWEST);
         const V(vec) last = V(select)(shape.spare, none, V(load_last)(z + i, shape));
         const V(vec) exps = V(zero_where)(shape.spare, V(load)(e + i + shape.last));
@@ -286,14 +287,15 @@ static LOOP void V(finish_direct)(V(batch) * batch, ptrdiff_t first, ptrdiff_t v
         const ptrdiff_t at = first + v * LANES;
         const V(vec) rest = V(div)(lanes->rest[v], V(load)(lanes->e_y + v * LANES));
         const V(vec) nll = V(log_sum)(one, rest, V(reciprocal)(V(add)(rest, one)));
-        V(store)(batch->loss + at, V(mul)(V(load)(batch->s + at), V(mul)(V(load)(batch->a + at), nll)));
+        const V(vec) s = V(load)(batch->s + at), loss = V(mul)(V(load)(batch->a + at), nll);
+        V(store)(batch->loss + at, V(mul)(s, V(zero_times)(s, loss)));
     }
 }
 
 /* Of any rows. Direct ones are in units of e^z_y, where the target's exponential is 1. */
 static LOOP void V(finish_any)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t vectors,
                                bool referenced, bool with_metrics, V(row_lanes) * lanes) {
-    const bool options = V(has_options)(task);
+    const bool options = V(has_options)(task), smooth = task->call.label_smoothing > 0;
     const V(vec) scale = V(set)((REAL)((uint64_t)1 << EXP_SCALE_BITS));
     for (ptrdiff_t v = 0; v < vectors; v++) {
         const ptrdiff_t at = first + v * LANES;
@@ -304,14 +306,15 @@ static LOOP void V(finish_any)(const class_task *task, V(batch) * batch, ptrdiff
         const V(vec) inverse = V(reciprocal)(unit), rest = V(div)(lanes->rest[v], unit);
         const V(vec) e_y = referenced ? V(div)(exp_y, unit) : V(set)(1);
         const V(vec) a = V(load)(batch->a + at), s = V(load)(batch->s + at), g = V(load)(batch->g + at);
+        const V(vec) distance = smooth ? lanes->distance[v] : V(set)(0);
         V(finished) f;
         V(finish_scale)(e_y, rest, a, g, &f);
-        V(finish)(task, options, m, z_y, e_y, rest, lanes->distance[v], a, s, g, &f);
+        V(finish)(task, options, m, z_y, e_y, rest, distance, a, s, g, &f);
         V(store)(batch->loss + at, f.loss);
         if (with_metrics)
             V(finish_metrics)(&f, m, z_y, e_y, V(mul)(lanes->moment[v], inverse), lanes->ahead[v], batch->lse + at,
                               batch->entropy + at, batch->ahead + at);
-        /* As in V(finish_direct). */
+        /* The bits of V(finish_direct), which divides by the sum as it is. */
         if (!options) V(finish_scale)(exp_y, lanes->rest[v], a, g, &f);
         V(store)(lanes->factor + v * LANES, options ? V(mul)(f.factor, inverse) : f.factor);
         V(store)(lanes->target_grad + v * LANES, f.target_grad);
@@ -375,14 +378,14 @@ static INLINE void V(block_rows)(const class_task *task, V(batch) * batch, ptrdi
         for (ptrdiff_t r = 0; with_metrics && r < padded; r++) lanes.y[r] = r < n ? (V(index))batch->y[first + r] : 0;
         const bool unstaged = with_grad && adjacent && n == padded && !streams;
         REAL *const to = unstaged ? (REAL *)batch->grad[first] : batch->waiting;
+        /* Rows that lie behind each other are taken where they are. */
+        const bool packs = !adjacent || n < padded;
+        if (packs) {
+            V(stream_waiting)(task, batch, batch->scaled);
+            V(pack_rows)(task, batch->z + first, n, padded, batch->waiting);
+        }
+        const REAL *z = packs ? batch->waiting : (const REAL *)batch->z[first];
         do {
-            /* Rows that lie behind each other are taken where they are. */
-            const bool packs = !adjacent || n < padded;
-            if (packs) {
-                V(stream_waiting)(task, batch, batch->scaled);
-                V(pack_rows)(task, batch->z + first, n, padded, batch->waiting);
-            }
-            const REAL *z = packs ? batch->waiting : (const REAL *)batch->z[first];
             V(int) positions = V(no_positions)();
             if (referenced) {
                 V(referenced_group)(task, batch, first, n, z, unstaged ? to : NULL, shape, stage, &lanes);
@@ -403,9 +406,9 @@ static INLINE void V(block_rows)(const class_task *task, V(batch) * batch, ptrdi
             for (ptrdiff_t r = 0; r < padded; r++) {
                 lanes.e_y[r] = stage[at[r]];
                 stage[at[r]] = 0; /* set aside */
-                if (with_metrics) lanes.z_y[r] = z[at[r]];
             }
-            for (ptrdiff_t r = 0; options && !with_metrics && r < padded; r++) lanes.z_y[r] = z[at[r]];
+#pragma GCC unroll 8
+            for (ptrdiff_t r = 0; (options || with_metrics) && r < padded; r++) lanes.z_y[r] = z[at[r]];
             const REAL *m = referenced ? lanes.m : lanes.z_y;
             V(vec) lowest = V(set)(INFINITY);
             for (ptrdiff_t r = 0; r < padded; r += LANES) {
@@ -500,7 +503,7 @@ static void V(block_batch)(const class_task *task, V(batch) * batch) {
     };
     const ptrdiff_t vectors = (task->call.classes + LANES - 1) / LANES;
     const int purpose = task->call.metrics ? METRICS : task->call.grad.data ? GRAD : LOSS;
-    REAL waiting[ROW_STAGE];
+    _Alignas(LINE_BYTES) REAL waiting[ROW_STAGE];
     batch->waiting = waiting;
     batch->streamed = batch->scaled = 0;
     forms[vectors <= ROW_VECTORS ? vectors : 0][purpose](task, batch);

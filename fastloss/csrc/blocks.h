@@ -183,11 +183,11 @@ static INLINE void V(store_part_as)(void *p, int dtype, V(vec) v, ptrdiff_t n) {
 #define EXP_FORM_TYPE
 /* What a loop over exponentials has to do besides adding them up; known to the compiler. */
 typedef struct {
-    int dtype;                  /* of the logits */
-    bool quick;                 /* whole vectors are not clamped: positions tell whether they had to be */
-    bool keeps;                 /* exponentials are kept in e */
-    bool has_target;            /* sums leave out one element */
-    bool fetches, fetches_kept; /* what lies ahead of z; of e too, where both stay in the caches */
+    int dtype;         /* of the logits */
+    bool quick;        /* whole vectors are not clamped: positions tell whether they had to be */
+    bool keeps;        /* exponentials are kept in e */
+    bool has_target;   /* sums leave out one element */
+    bool fetches_kept; /* what lies ahead of e as well as of z, where both stay in the caches */
     bool distances, moments;
 } exp_form;
 #endif
@@ -241,7 +241,7 @@ static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL re
     const char *z = logits;
     ptrdiff_t i = 0;
     for (; i + group <= n; i += group) {
-        if (form.fetches) fetch_ahead(z + i * size, group * size, pages);
+        fetch_ahead(z + i * size, group * size, pages);
         if (form.fetches_kept) fetch_ahead_for_writing(e + i, pages);
         /* Unrolled, or the sums, which take turns, would be in memory. */
 #pragma GCC unroll 16
@@ -253,7 +253,7 @@ static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL re
             if (form.quick) VEC_SETTLE(sums->positions);
         }
     }
-    if (form.fetches && i < n) fetch_ahead(z + i * size, group * size, pages);
+    if (i < n) fetch_ahead(z + i * size, group * size, pages);
     if (form.fetches_kept && i < n) fetch_ahead_for_writing(e + i, pages);
     for (; i < whole; i += LANES) {
         const V(vec) x = V(add)(minus, V(load_as)(z + i * size, form.dtype));
@@ -296,8 +296,7 @@ static INLINE bool V(exp_form_block)(const void *z, REAL *e, ptrdiff_t n, REAL r
 #define EXP_FORM(name, ...)                                                                                           \
     static LOOP bool V(name)(int dtype, const void *z, REAL *e, ptrdiff_t n, REAL ref, bool pages, ptrdiff_t y,       \
                              V(block_sums) * out) {                                                                   \
-        FOR_DTYPE(dtype, return V(exp_form_block)(z, e, n, ref, (exp_form){.dtype = D, .fetches = true, __VA_ARGS__}, \
-                                                  pages, y, out);)                                                    \
+        FOR_DTYPE(dtype, return V(exp_form_block)(z, e, n, ref, (exp_form){.dtype = D, __VA_ARGS__}, pages, y, out);) \
     }
 EXP_FORM(exp_added, .quick = true)
 EXP_FORM(exp_kept, .quick = true, .keeps = true)

@@ -21,7 +21,7 @@ typedef struct {
     bool streams;       /* gradients are written past the caches */
     bool adjacent;      /* rows lie behind each other, in the logits as in the gradients, and none is ignored */
     bool is_careful;    /* of the rows before, not all were direct: see block_rows.h */
-    REAL *scratch;      /* a row of scratch where not native or where it streams */
+    REAL *scratch;      /* for a long row where not native or where it streams */
     line_stream stream; /* of rows that lie behind each other */
     REAL *waiting;      /* those of them that are streamed while the next ones are computed, so that memory takes the
                            ones while it gives the others */

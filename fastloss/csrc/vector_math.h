@@ -165,9 +165,10 @@ static INLINE V(vec) V(exp)(V(vec) x) { return V(unscale)(V(exp_scaled)(x)); }
 
 #undef DIRECT_BELOW
 #undef DIRECT_POSITIONS
-/* e^x of x that is neither large nor small, from 2^-96 to 2^32 in float: powers of half of all exponents, of which so
- * many are negative. */
-#define DIRECT_BELOW (3 << (EXP_EXPONENT_BITS - 3))
+/* e^x of x that is neither large nor small, from 2^-95 to 2^33 in float: powers of half of all exponents, of which so
+ * many are negative. An odd number, as EXP_BIAS is: the origins of V(exp_direct) and of V(exp_from) without a scale are
+ * an even number of positions apart, so that both round halves alike, and have the same bits. */
+#define DIRECT_BELOW ((3 << (EXP_EXPONENT_BITS - 3)) - 1)
 #define DIRECT_POSITIONS ((V(index))(EXP_STEPS << (EXP_EXPONENT_BITS - 1)) - 1)
 
 /* e^x for x in that range. *positions, which begins as V(no_positions), collects the bits of the positions, and
@@ -181,10 +182,11 @@ static INLINE V(vec) V(exp_direct)(V(vec) x, V(int) * positions) {
     *positions = V(int_or)(*positions, VEC_HAS_FMA ? bits : V(int_add)(bits, without));
     return V(exp_at)(x, position, origin, EXP_BIAS - DIRECT_BELOW);
 }
-static INLINE V(mask) V(is_direct)(V(int) positions) {
+/* Likewise, lane by lane. */
+static INLINE V(mask) V(direct_lanes)(V(int) positions) {
     return V(int_eq)(V(int_and)(positions, V(int_set)(~DIRECT_POSITIONS)), V(no_positions)());
 }
-static INLINE bool V(are_direct)(V(int) positions) { return V(set_lanes)(V(is_direct)(positions)) == ALL_LANES; }
+static INLINE bool V(are_direct)(V(int) positions) { return V(set_lanes)(V(direct_lanes)(positions)) == ALL_LANES; }
 
 /* e^x, and 1 - e^x with all its digits, for x <= 0. */
 static INLINE V(vec) V(exp_and_rest)(V(vec) x, V(vec) * rest) {

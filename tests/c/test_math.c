@@ -291,8 +291,8 @@ int main(int argc, char **argv) {
     static const struct {
         double x;
         bool float_is, double_is;
-    } ends[] = {{21.7, true, true},   {22.3, false, true},      {177, false, true},        {178, false, false},
-                {-66, true, true},    {-67, false, true},       {-532, false, true},       {-533, false, false},
+    } ends[] = {{22.3, true, true},   {22.9, false, true},      {177, false, true},        {178, false, false},
+                {-65.8, true, true},  {-67, false, true},       {-531, false, true},       {-533, false, false},
                 {NAN, false, false},  {INFINITY, false, false}, {-INFINITY, false, false}, {1e30, false, false},
                 {-1e30, false, false}};
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
