@@ -272,7 +272,9 @@ static LOOP void V(referenced_metrics)(const REAL *z, const REAL *e, V(row_shape
 /* ---- Losses and gradients ---------------------------------------------------------------------------------------- */
 
 /* Of direct rows without options and by-products, which need no logit of the target. */
-static LOOP void V(finish_direct)(V(batch) * batch, ptrdiff_t first, ptrdiff_t vectors, V(row_lanes) * lanes) {
+static LOOP void V(finish_direct)(const class_task *task, V(batch) * batch, ptrdiff_t first, ptrdiff_t vectors,
+                                  V(row_lanes) * lanes) {
+    const bool weighted = task->call.sample_weight;
     const V(vec) one = V(set)(1);
     for (ptrdiff_t v = 0; v < vectors; v++) {
         const ptrdiff_t at = first + v * LANES;
@@ -288,7 +290,7 @@ static LOOP void V(finish_direct)(V(batch) * batch, ptrdiff_t first, ptrdiff_t v
         const V(vec) rest = V(div)(lanes->rest[v], V(load)(lanes->e_y + v * LANES));
         const V(vec) nll = V(log_sum)(one, rest, V(reciprocal)(V(add)(rest, one)));
         const V(vec) s = V(load)(batch->s + at), loss = V(mul)(V(load)(batch->a + at), nll);
-        V(store)(batch->loss + at, V(mul)(s, V(zero_times)(s, loss)));
+        V(store)(batch->loss + at, weighted ? V(mul)(s, V(zero_times)(s, loss)) : loss);
     }
 }
 
@@ -407,8 +409,10 @@ static INLINE void V(block_rows)(const class_task *task, V(batch) * batch, ptrdi
                 lanes.e_y[r] = stage[at[r]];
                 stage[at[r]] = 0; /* set aside */
             }
+            if (options || with_metrics) {
 #pragma GCC unroll 8
-            for (ptrdiff_t r = 0; (options || with_metrics) && r < padded; r++) lanes.z_y[r] = z[at[r]];
+                for (ptrdiff_t r = 0; r < padded; r++) lanes.z_y[r] = z[at[r]];
+            }
             const REAL *m = referenced ? lanes.m : lanes.z_y;
             V(vec) lowest = V(set)(INFINITY);
             for (ptrdiff_t r = 0; r < padded; r += LANES) {
@@ -432,7 +436,7 @@ static INLINE void V(block_rows)(const class_task *task, V(batch) * batch, ptrdi
             if (is_done && (options || with_metrics || referenced))
                 V(finish_any)(task, batch, first, groups, referenced, with_metrics, &lanes);
             else if (is_done)
-                V(finish_direct)(batch, first, groups, &lanes);
+                V(finish_direct)(task, batch, first, groups, &lanes);
             referenced = true;
         } while (!is_done);
         if (!with_grad) continue;
