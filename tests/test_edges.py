@@ -101,6 +101,10 @@ def test_zero_times_infinity_is_zero(engine):
     # A smoothed target's share of a class of weight 0 is 0 as well.
     loss = fl.cross_entropy(logits, [1], weight=[0, 1, 1], label_smoothing=0.3, engine=engine)
     assert loss == pytest.approx((0.8 + 0.1) * math.log(2))
+    # A loss that overflows by its class's weight costs nothing where the sample's is 0.
+    logits, weights = np.array([[-10.0, 10.0]], np.float32), {"weight": [3e38, 1.0], "sample_weight": [0.0]}
+    loss = fl.cross_entropy(logits, [0], reduction="none", engine=engine, **weights)
+    assert loss == 0
 
 
 @every_dtype
