@@ -339,7 +339,7 @@ def test_a_narrower_gradient_leaves_the_loss_its_bits(engine):
 @pytest.mark.parametrize("classes", [1, 2, 5, 8, 10, 16, 17, 32, 100, 130, 384, 500])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "options", [{}, {"label_smoothing": 0.2}, {"label_smoothing": 0.7}, {"z_loss": 0.1}, {"weight": 1}]
+    "options", [{}, {"label_smoothing": 0.2}, {"label_smoothing": 0.7}, {"z_loss": 0.1}, {"weight": True}]
 )
 def test_rows_do_not_depend_on_each_other(engine, dtype, classes, options):
     """Logits of any size, infinite ones and NaN, between others: each row has the bits that it has alone."""
@@ -354,7 +354,7 @@ def test_rows_do_not_depend_on_each_other(engine, dtype, classes, options):
     logits[np.arange(6, 64, 9), target[6:64:9]] -= 60
     logits = logits.astype(dtype)
     keywords, own = {"reduction": "none", "engine": engine, **options}, [{}] * rows
-    if "weight" in options:  # down to where gradients are subnormal numbers
+    if "weight" in options:  # each class and row its own, down to where gradients are subnormal numbers
         scales = {name: 10.0 ** rng.integers(-20, 1, rows) for name in ("sample_weight", "grad_output")}
         own = [{name: scale[i : i + 1] for name, scale in scales.items()} for i in range(rows)]
         keywords["weight"] = np.geomspace(1e-9, 1, classes)

@@ -189,7 +189,7 @@ static LOOP void V(referenced_group)(const class_task *task, V(batch) * batch, p
         all_direct &= forms[form](z + i, e + i, shape, z + i + fetched, grad ? grad + i : NULL, never, r, lanes);
         V(stream_waiting)(task, batch, r + LANES);
     }
-    batch->is_careful = !all_direct;
+    batch->referenced = !all_direct;
 }
 
 /* The sum of a row in lanes, in four sums that do not wait for each other. */
@@ -374,7 +374,7 @@ static INLINE void V(block_rows)(const class_task *task, V(batch) * batch, ptrdi
     for (ptrdiff_t first = 0, n; first < batch->count; first += n) {
         n = batch->count - first < at_once ? batch->count - first : at_once;
         const ptrdiff_t groups = (n + LANES - 1) / LANES, padded = groups * LANES;
-        bool referenced = batch->is_careful, is_done;
+        bool referenced = batch->referenced, is_done;
         for (ptrdiff_t r = 0, from = 0; r < n; r++, from += classes) at[r] = from + (ptrdiff_t)batch->y[first + r];
         for (ptrdiff_t r = n, from = n * classes; r < padded; r++, from += classes) at[r] = from;
         for (ptrdiff_t r = 0; with_metrics && r < padded; r++) lanes.y[r] = r < n ? (V(index))batch->y[first + r] : 0;
@@ -518,14 +518,14 @@ static void V(block_batch)(const class_task *task, V(batch) * batch) {
 
 /* Functions of their own: together they would take the stack that all of them take. */
 #undef LONG_FORM
-#define LONG_FORM(name, native, smooth, with_grad, with_metrics)            \
-    static LOOP void V(name)(const class_task *task, V(batch) * batch) {    \
-        V(long_rows)(task, batch, native, smooth, with_grad, with_metrics); \
+#define LONG_FORM(name, smooth, with_grad)                               \
+    static LOOP void V(name)(const class_task *task, V(batch) * batch) { \
+        V(long_rows)(task, batch, true, smooth, with_grad, false);       \
     }
-LONG_FORM(long_grad, true, false, true, false)
-LONG_FORM(long_loss, true, false, false, false)
-LONG_FORM(long_smooth_grad, true, true, true, false)
-LONG_FORM(long_smooth_loss, true, true, false, false)
+LONG_FORM(long_grad, false, true)
+LONG_FORM(long_loss, false, false)
+LONG_FORM(long_smooth_grad, true, true)
+LONG_FORM(long_smooth_loss, true, false)
 static LOOP void V(long_metrics)(const class_task *task, V(batch) * batch) {
     V(long_rows)(task, batch, batch->native, task->call.label_smoothing > 0, false, true);
 }

@@ -20,7 +20,7 @@ typedef struct {
     bool native;        /* logits and gradients are of the working type; else they are converted on the way */
     bool streams;       /* gradients are written past the caches */
     bool adjacent;      /* rows lie behind each other, in the logits as in the gradients, and none is ignored */
-    bool is_careful;    /* of the rows before, not all were direct: see block_rows.h */
+    bool referenced;    /* of the rows before, not all were direct: see block_rows.h */
     REAL *scratch;      /* for a long row where not native or where it streams */
     line_stream stream; /* of rows that lie behind each other */
     REAL *waiting;      /* those of them that are streamed while the next ones are computed, so that memory takes the

@@ -140,7 +140,7 @@ static int V(row_tile)(const class_task *task, ptrdiff_t first, ptrdiff_t end, R
     V(batch) batch;
     batch.native = native;
     batch.streams = streamed;
-    batch.is_careful = V(is_never_direct)(task);
+    batch.referenced = V(is_never_direct)(task);
     batch.scratch = scratch;
     batch.stream = (line_stream){NULL, 0, {0}};
     for (ptrdiff_t i = 0; i < (end - first < ROW_BATCH ? end - first : ROW_BATCH); i++)

@@ -106,8 +106,8 @@ static INLINE V(vec) V(exp_position_of)(V(vec) x, int steps, V(vec) origin) {
     return V(fma)(x, V(set)(EXP_UNIT * (REAL)steps * EXP_PER_LN2), origin);
 }
 
-/* x = n ln 2 + r: *power becomes 2^(n + scale_bits), and the result is e^r - 1. position: that of x, in steps of ln 2.
- */
+/* x = n ln 2 + r: *power becomes 2^(n + scale_bits), and the result is e^r - 1. position: that of x, in steps of ln 2;
+ * origin: that of scale_bits. */
 static INLINE V(vec) V(exp_split)(V(vec) x, V(vec) position, V(vec) origin, V(vec) * power) {
     const V(vec) n = V(sub)(position, origin);
     V(vec) r = V(fnma)(n, V(set)(EXP_LN2_UPPER / EXP_UNIT), x);

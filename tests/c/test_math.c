@@ -18,10 +18,12 @@
 #define WORKING_TYPE 32
 #include "working_type.h"
 #include "vector_math.h"
+static f_vec f_exp_by_row(f_vec x) { return f_exp_from(x, f_exp_origin(EXP_STEPS, 0)); }
 #undef WORKING_TYPE
 #define WORKING_TYPE 64
 #include "working_type.h"
 #include "vector_math.h"
+static d_vec d_exp_by_row(d_vec x) { return d_exp_from(x, d_exp_origin(EXP_STEPS, 0)); }
 
 #define FLOATS ((int)(VEC_BYTES / sizeof(float)))
 #define DOUBLES ((int)(VEC_BYTES / sizeof(double)))
@@ -64,23 +66,28 @@ static d_vec d_minus_rest(d_vec x) {
     return d_sub(d_set(0), rest);
 }
 
-/* Whether exp_direct takes x for good, alone in its vector; and its result where it does, elsewhere one that is known
- * to be good. */
-#define DIRECT_OR_ANY(P, REAL, COUNT)                                 \
-    static bool P##_is_direct(REAL x) {                               \
-        P##_int positions = P##_no_positions();                       \
-        P##_exp_direct(P##_set(x), &positions);                       \
-        return P##_are_direct(positions);                             \
-    }                                                                 \
-    static P##_vec P##_direct_or_any(P##_vec v) {                     \
-        P##_int positions = P##_no_positions();                       \
-        REAL x[COUNT], y[COUNT], any[COUNT];                          \
-        P##_store(x, v);                                              \
-        P##_store(y, P##_exp_direct(v, &positions));                  \
-        P##_store(any, P##_exp_any(v));                               \
-        for (int k = 0; k < COUNT && !P##_are_direct(positions); k++) \
-            if (!P##_is_direct(x[k])) y[k] = any[k];                  \
-        return P##_load(y);                                           \
+/* Whether exp_direct takes x for good, alone in its vector; and its result where it does, NaN if exp_from without a
+ * scale has other bits, elsewhere one that is known to be good. */
+#define DIRECT_OR_ANY(P, REAL, COUNT)                       \
+    static bool P##_is_direct(REAL x) {                     \
+        P##_int positions = P##_no_positions();             \
+        P##_exp_direct(P##_set(x), &positions);             \
+        return P##_are_direct(positions);                   \
+    }                                                       \
+    static P##_vec P##_direct_or_any(P##_vec v) {           \
+        P##_int positions = P##_no_positions();             \
+        REAL x[COUNT], y[COUNT], by_row[COUNT], any[COUNT]; \
+        P##_store(x, v);                                    \
+        P##_store(y, P##_exp_direct(v, &positions));        \
+        P##_store(by_row, P##_exp_by_row(v));               \
+        P##_store(any, P##_exp_any(v));                     \
+        const bool all = P##_are_direct(positions);         \
+        for (int k = 0; k < COUNT; k++)                     \
+            if (!all && !P##_is_direct(x[k]))               \
+                y[k] = any[k];                              \
+            else if (y[k] != by_row[k])                     \
+                y[k] = NAN;                                 \
+        return P##_load(y);                                 \
     }
 DIRECT_OR_ANY(f, float, FLOATS)
 DIRECT_OR_ANY(d, double, DOUBLES)
