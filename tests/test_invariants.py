@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from checks import DTYPES, assert_grad, same_bits
+from checks import BFLOAT16, DTYPES, assert_grad, same_bits
 
 import fastloss as fl
 
@@ -334,6 +334,27 @@ def test_a_narrower_gradient_leaves_the_loss_its_bits(engine):
     logits, target = rng.normal(0, 4, (8, 32000)).astype(np.float32), np.arange(8) * 999
     loss, _ = fl.cross_entropy(logits, target, out_grad=np.empty(logits.shape, np.float16), engine=engine)
     assert loss == fl.cross_entropy(logits, target, engine=engine)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("classes", [100, 385, 448, 511, 577, 1024])
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16])
+def test_half_gradients_are_float32_ones_rounded(engine, dtype, classes, smoothing):
+    """Each class is the target of a row: half types may be taken in another order than float32."""
+    rng = np.random.default_rng(classes)
+    logits, target = rng.normal(0, 3, (classes, classes)).astype(dtype), np.arange(classes)
+    keywords = {"reduction": "none", "label_smoothing": smoothing, "engine": engine}
+    expected_losses, expected = fl.cross_entropy(logits.astype(np.float32), target, return_grad=True, **keywords)
+    losses, single = fl.cross_entropy(logits, target, out_grad=np.empty(logits.shape, np.float32), **keywords)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
+    np.testing.assert_allclose(single, expected, rtol=1e-5, atol=1e-9)
+    for out_dtype in np.float16, BFLOAT16:
+        other_losses, grad = fl.cross_entropy(logits, target, out_grad=np.empty(logits.shape, out_dtype), **keywords)
+        assert same_bits(other_losses, losses)
+        if engine == "reference":  # rounds what it has in float64, once
+            np.testing.assert_allclose(grad.astype(np.float32), single, rtol=2**-8, atol=1e-7)
+        else:
+            assert same_bits(grad, single.astype(out_dtype))
 
 
 @pytest.mark.parametrize("classes", [1, 2, 5, 8, 10, 16, 17, 32, 100, 130, 384, 500])

@@ -88,15 +88,6 @@ static INLINE void f_store_as(void *p, int dtype, f_vec v) {
     else
         f_store_bf16(p, v);
 }
-/* Two vectors: of NaN only what store_bf16_pair takes. */
-static INLINE void f_store_pair_as(void *p, int dtype, f_vec a, f_vec b) {
-    if (dtype == FL_BF16) {
-        f_store_bf16_pair(p, a, b);
-    } else {
-        f_store_as(p, dtype, a);
-        f_store_as((char *)p + LANES * dtype_size(dtype), dtype, b);
-    }
-}
 #else
 static INLINE d_vec d_load_as(const void *p, int dtype) {
     (void)dtype;
@@ -106,11 +97,40 @@ static INLINE void d_store_as(void *p, int dtype, d_vec v) {
     (void)dtype;
     d_store(p, v);
 }
-static INLINE void d_store_pair_as(void *p, int dtype, d_vec a, d_vec b) {
-    d_store_as(p, dtype, a);
-    d_store_as((double *)p + LANES, dtype, b);
-}
 #endif
+
+/* ---- Pairs of vectors: of bf16 the elements with even numbers and those with odd ones, of other types one after the
+ * other. */
+
+static INLINE void V(load_pair_as)(const void *p, int dtype, V(vec) * a, V(vec) * b) {
+#if WORKING_TYPE == 32
+    if (dtype == FL_BF16) {
+        f_load_bf16_pair(p, a, b);
+        return;
+    }
+#endif
+    *a = V(load_as)(p, dtype);
+    *b = V(load_as)((const char *)p + LANES * dtype_size(dtype), dtype);
+}
+
+/* Numbers from a pair of bf16, of NaN only what store_bf16_pair takes. */
+static INLINE void V(store_bf16_pair_as)(void *p, int dtype, V(vec) even, V(vec) odd) {
+#if WORKING_TYPE == 32
+    if (dtype == FL_BF16) {
+        f_store_bf16_pair(p, even, odd);
+        return;
+    }
+#endif
+    REAL a[LANES], b[LANES], both[2 * LANES];
+    V(store)(a, even);
+    V(store)(b, odd);
+    for (int k = 0; k < LANES; k++) {
+        both[2 * k] = a[k];
+        both[2 * k + 1] = b[k];
+    }
+    V(store_as)(p, dtype, V(load)(both));
+    V(store_as)((char *)p + LANES * dtype_size(dtype), dtype, V(load)(both + LANES));
+}
 
 #ifndef COPY_PART
 #define COPY_PART
@@ -233,27 +253,43 @@ static INLINE void V(exp_step)(V(vec) x, V(vec) distance, REAL *e, ptrdiff_t kee
     if (form.moments) sums->moment[k] = V(fma)(exps, x, sums->moment[k]);
 }
 
+#undef GROUP
+/* Elements a step of exp_part. */
+#define GROUP (GROUP_BYTES / VEC_BYTES * LANES)
+
+/* How many of n elements exp_part takes as pairs of bf16, and keeps as such. */
+static INLINE ptrdiff_t V(bf16_pairs)(int dtype, ptrdiff_t n) { return dtype == FL_BF16 ? n / GROUP * GROUP : 0; }
+/* Where in such pairs element i is. */
+static INLINE ptrdiff_t V(bf16_place)(ptrdiff_t i) {
+    return i / (2 * LANES) * (2 * LANES) + i % 2 * LANES + i % (2 * LANES) / 2;
+}
+
 /* Scaled exponentials of z - ref, at most BLOCK. */
 static INLINE void V(exp_part)(const void *logits, REAL *e, ptrdiff_t n, REAL ref, exp_form form, bool pages,
                                V(exp_sums) * sums) {
     const V(vec) minus = V(set)(-ref); /* added, so that a load can be the other operand */
-    const ptrdiff_t group = GROUP_BYTES / VEC_BYTES * LANES, whole = n / LANES * LANES, size = dtype_size(form.dtype);
+    const ptrdiff_t whole = n / LANES * LANES, size = dtype_size(form.dtype);
     const char *z = logits;
     ptrdiff_t i = 0;
-    for (; i + group <= n; i += group) {
-        fetch_ahead(z + i * size, group * size, pages);
+    for (; i + GROUP <= n; i += GROUP) {
+        fetch_ahead(z + i * size, GROUP * size, pages);
         if (form.fetches_kept) fetch_ahead_for_writing(e + i, pages);
         /* Unrolled, or the sums, which take turns, would be in memory. */
 #pragma GCC unroll 16
-        for (ptrdiff_t k = i; k < i + group; k += LANES) {
-            const V(vec) x = V(add)(minus, V(load_as)(z + k * size, form.dtype));
-            const int turn = (int)((k - i) / LANES % 2);
-            V(exp_step)(x, x, form.keeps ? e + k : NULL, LANES, form, !form.quick, k, turn, sums);
-            VEC_SETTLE(sums->sum[turn]);
-            if (form.quick) VEC_SETTLE(sums->positions);
+        for (ptrdiff_t k = i; k < i + GROUP; k += 2 * LANES) {
+            V(vec) pair[2];
+            V(load_pair_as)(z + k * size, form.dtype, &pair[0], &pair[1]);
+#pragma GCC unroll 2
+            for (int turn = 0; turn < 2; turn++) {
+                const V(vec) x = V(add)(minus, pair[turn]);
+                const ptrdiff_t at = k + turn * LANES;
+                V(exp_step)(x, x, form.keeps ? e + at : NULL, LANES, form, !form.quick, at, turn, sums);
+                VEC_SETTLE(sums->sum[turn]);
+                if (form.quick) VEC_SETTLE(sums->positions);
+            }
         }
     }
-    if (i < n) fetch_ahead(z + i * size, group * size, pages);
+    if (i < n) fetch_ahead(z + i * size, GROUP * size, pages);
     if (form.fetches_kept && i < n) fetch_ahead_for_writing(e + i, pages);
     for (; i < whole; i += LANES) {
         const V(vec) x = V(add)(minus, V(load_as)(z + i * size, form.dtype));
@@ -285,7 +321,7 @@ typedef struct {
 
 static INLINE bool V(exp_form_block)(const void *z, REAL *e, ptrdiff_t n, REAL ref, exp_form form, bool pages,
                                      ptrdiff_t y, V(block_sums) * out) {
-    V(exp_sums) sums = V(no_exps)(y);
+    V(exp_sums) sums = V(no_exps)(y >= 0 && y < V(bf16_pairs)(form.dtype, n) ? V(bf16_place)(y) : y);
     V(exp_part)(z, e, n, ref, form, pages, &sums);
     out->sum = V(add)(sums.sum[0], sums.sum[1]);
     if (form.distances) out->distance = sums.distance;
@@ -359,8 +395,10 @@ static INLINE V(vec) V(load_block)(const void *p, int dtype, ptrdiff_t n, REAL f
     return max;
 }
 
-/* block * factor - shift, rounded to any floating type. Where an element is NaN, so is the factor. */
-static INLINE void V(store_scaled)(void *p, int dtype, ptrdiff_t n, const REAL *block, REAL factor, REAL shift) {
+/* block * factor - shift, rounded to any floating type, of which the first `pairs` are pairs of bf16. Where an element
+ * is NaN, so is the factor. */
+static INLINE void V(store_scaled)(void *p, int dtype, ptrdiff_t n, const REAL *block, ptrdiff_t pairs, REAL factor,
+                                   REAL shift) {
     char *to = p;
     /* For all that is NaN, one whose lower bits no rounding carries out of, instead of those that came in. */
     REAL nan[LANES];
@@ -372,9 +410,12 @@ static INLINE void V(store_scaled)(void *p, int dtype, ptrdiff_t n, const REAL *
     FOR_DTYPE(dtype, {
         const ptrdiff_t size = dtype_size(D);
         ptrdiff_t i = 0;
+        for (; i < pairs; i += 2 * LANES)
+            V(store_bf16_pair_as)(to + i * size, D, V(fma)(V(load)(from + i * step), f, minus),
+                                  V(fma)(V(load)(from + (i + LANES) * step), f, minus));
         for (; i + 2 * LANES <= n; i += 2 * LANES)
-            V(store_pair_as)(to + i * size, D, V(fma)(V(load)(from + i * step), f, minus),
-                             V(fma)(V(load)(from + (i + LANES) * step), f, minus));
+            for (ptrdiff_t k = i; k < i + 2 * LANES; k += LANES)
+                V(store_as)(to + k * size, D, V(fma)(V(load)(from + k * step), f, minus));
         for (; i + LANES <= n; i += LANES) V(store_as)(to + i * size, D, V(fma)(V(load)(from + i * step), f, minus));
         if (i < n) V(store_part_as)(to + i * size, D, V(fma)(V(load_part)(from + i * step, n - i, 0), f, minus), n - i);
     })

@@ -263,22 +263,25 @@ static INLINE void V(scale_pending)(const class_task *task, V(batch) * batch, V(
     const int dtype = task->call.grad.dtype;
     const ptrdiff_t size = dtype_size(dtype), classes = task->call.classes, from = row->done, y = row->y - from;
     const ptrdiff_t left = (ptrdiff_t)(-(uintptr_t)(row->grad + end * size) % LINE_BYTES) / size;
-    row->done = native && !streams ? end : end + left < classes ? end + left : classes;
+    row->done = !native || !streams ? end : end + left < classes ? end + left : classes;
     const ptrdiff_t n = row->done - from;
     if (native && !streams) {
         V(scale_block)((REAL *)row->grad + from, n, row->factor, row->shift);
         if (y >= 0 && y < n) ((REAL *)row->grad)[row->y] = row->target_grad;
         return;
     }
+    /* What was converted with the block before is streamed now: lines that begin elsewhere in vectors than these would
+     * have to wait until they are written. */
+    if (!native) stream_next(&batch->stream, batch->waiting, batch->scaled * size);
     if (from == 0) stream_from(&batch->stream, row->grad);
     if (native) {
         V(stream_scaled)(&batch->stream, row->e + from, n, row->factor, row->shift, y, row->target_grad);
         return;
     }
-    REAL block[BLOCK + LINE_BYTES / 2];
-    V(store_scaled)(block, dtype, n, row->e + from, row->factor, row->shift);
-    if (y >= 0 && y < n) V(store_one)((char *)block + y * size, dtype, row->target_grad);
-    stream_next(&batch->stream, block, n * size);
+    const ptrdiff_t pairs = V(bf16_pairs)(task->call.logits.dtype, n);
+    V(store_scaled)(batch->waiting, dtype, n, row->e + from, pairs, row->factor, row->shift);
+    if (y >= 0 && y < n) V(store_one)((char *)batch->waiting + y * size, dtype, row->target_grad);
+    batch->scaled = n;
 }
 
 /* How many of the classes [c, c + n) of the row z rank in front of its target, up to `enough`. */
@@ -353,7 +356,7 @@ static INLINE void V(row_grad)(const class_task *task, V(batch) * batch, ptrdiff
         *pending = (V(pending)){grad, kept, factor, shift, target_grad, y, 0};
         return;
     }
-    V(store_scaled)(grad, dtype, classes, kept, factor, shift);
+    V(store_scaled)(grad, dtype, classes, kept, V(bf16_pairs)(task->call.logits.dtype, classes), factor, shift);
     V(store_one)(grad + y * dtype_size(dtype), dtype, target_grad);
 }
 
@@ -428,6 +431,9 @@ static INLINE void V(long_rows)(const class_task *task, V(batch) * batch, bool n
     const ptrdiff_t classes = task->call.classes;
     V(pending) last = {0}, *pending = with_grad && (native || batch->streams) ? &last : NULL;
     const REAL most = with_metrics ? V(most_ahead)(task) : 0;
+    _Alignas(LINE_BYTES) REAL waiting[BLOCK];
+    batch->waiting = waiting;
+    batch->scaled = 0;
     for (ptrdiff_t first = 0; first < batch->count; first += LANE_TARGETS) {
         const ptrdiff_t n = batch->count - first < LANE_TARGETS ? batch->count - first : LANE_TARGETS;
         const ptrdiff_t vectors = (n + LANES - 1) / LANES;
@@ -464,6 +470,7 @@ static INLINE void V(long_rows)(const class_task *task, V(batch) * batch, bool n
     }
     for (ptrdiff_t c = 0; pending && c < classes; c += BLOCK)
         V(scale_pending)(task, batch, pending, c + BLOCK < classes ? c + BLOCK : classes, native, batch->streams);
+    if (pending && !native) stream_next(&batch->stream, waiting, batch->scaled * dtype_size(task->call.grad.dtype));
 }
 
 /* ---- Targets in lanes: classes lie `stride` apart, neighbouring targets next to each other --------------------- */

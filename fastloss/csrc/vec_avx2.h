@@ -25,7 +25,9 @@
  *     rows_max, rows_sum       lane i of the result reduces vector i: as many vectors as lanes
  *     load_f16, store_f16      half precision, rounded to nearest even; bf16 likewise, but of NaN only what
  *                              arithmetic makes, whose bits are quiet
- *     store_bf16_pair          two vectors; of NaN only what arithmetic makes of numbers, whose lower bits are 0 */
+ *     load_bf16_pair           two vectors: the elements with even numbers, and those with odd ones, for which nothing
+ *                              has to change its lane; store_bf16_pair likewise, but of NaN only what arithmetic makes
+ *                              of numbers, whose lower bits are 0 */
 /* clang-format on */
 #include <immintrin.h>
 
@@ -153,24 +155,29 @@ static INLINE void f_store_f16(uint16_t *p, f_vec v) {
 static INLINE f_vec f_load_bf16(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
 }
-/* Rounded in the upper halves of 32-bit lanes where a mask is set, elsewhere as it is. */
-static INLINE __m256i round_bf16(f_vec v, __m256i where) {
-    const __m256i bits = _mm256_castps_si256(v);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    return _mm256_add_epi32(bits, _mm256_and_si256(where, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))));
+static INLINE void f_load_bf16_pair(const uint16_t *p, f_vec *even, f_vec *odd) {
+    const __m256i both = _mm256_loadu_si256((const __m256i *)p);
+    *even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    *odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
 }
 static INLINE void f_store_bf16(uint16_t *p, f_vec v) {
     const __m128i upper_halves = _mm_setr_epi8(2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1);
-    const __m256i is_number = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_ORD_Q));
-    const __m256i kept = _mm256_shuffle_epi8(round_bf16(v, is_number), _mm256_broadcastsi128_si256(upper_halves));
-    const __m256i packed = _mm256_permute4x64_epi64(kept, 0x08);
-    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(packed));
+    const __m256i is_number = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_ORD_Q)), bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i half = _mm256_and_si256(is_number, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i rounded = _mm256_add_epi32(bits, half);
+    const __m256i kept = _mm256_shuffle_epi8(rounded, _mm256_broadcastsi128_si256(upper_halves));
+    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(kept, 0x08)));
 }
-static INLINE void f_store_bf16_pair(uint16_t *p, f_vec a, f_vec b) {
-    const __m256i all = _mm256_set1_epi32(-1);
-    const __m256i halves =
-        _mm256_packus_epi32(_mm256_srli_epi32(round_bf16(a, all), 16), _mm256_srli_epi32(round_bf16(b, all), 16));
-    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(halves, 0xd8));
+/* Upper halves go up by 1 where the lower ones are above their half, or equal to it and the upper one is odd: where the
+ * highest bit is set in the lower ones less 1 of even ones. */
+static INLINE void f_store_bf16_pair(uint16_t *p, f_vec even, f_vec odd) {
+    const __m256i a = _mm256_castps_si256(even), b = _mm256_castps_si256(odd);
+    const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xaa);
+    const __m256i lower = _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa);
+    const __m256i is_even = _mm256_andnot_si256(upper, _mm256_set1_epi16(1));
+    const __m256i more = _mm256_srli_epi16(_mm256_subs_epu16(lower, is_even), 15);
+    _mm256_storeu_si256((__m256i *)p, _mm256_add_epi16(upper, more));
 }
 
 typedef __m256d d_vec;

@@ -121,9 +121,20 @@ static INLINE void f_store_bf16(uint16_t *p, f_vec v) {
     const __m512i packed = _mm512_permutexvar_epi16(_mm512_loadu_si512(upper_halves), kept);
     _mm256_storeu_si256((__m256i *)p, _mm512_castsi512_si256(packed));
 }
-static INLINE void f_store_bf16_pair(uint16_t *p, f_vec a, f_vec b) {
-    f_store_bf16(p, a);
-    f_store_bf16(p + 16, b);
+static INLINE void f_load_bf16_pair(const uint16_t *p, f_vec *even, f_vec *odd) {
+    const __m512i both = _mm512_loadu_si512(p);
+    *even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    *odd = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
+}
+/* Upper halves go up by 1 where the lower ones are above their half, or equal to it and the upper one is odd: where the
+ * highest bit is set in the lower ones less 1 of even ones. */
+static INLINE void f_store_bf16_pair(uint16_t *p, f_vec even, f_vec odd) {
+    const __m512i a = _mm512_castps_si512(even), b = _mm512_castps_si512(odd);
+    const __m512i upper = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(a, 16), b);
+    const __m512i lower = _mm512_mask_blend_epi16(0xaaaaaaaa, a, _mm512_slli_epi32(b, 16));
+    const __m512i is_even = _mm512_andnot_si512(upper, _mm512_set1_epi16(1));
+    const __m512i more = _mm512_srli_epi16(_mm512_subs_epu16(lower, is_even), 15);
+    _mm512_storeu_si512(p, _mm512_add_epi16(upper, more));
 }
 
 typedef __m512d d_vec;

@@ -219,7 +219,15 @@ static INLINE void f_store_bf16(uint16_t *p, f_vec v) {
     const f_bits_vec kept = bits + (((bits >> 16 & 1) + 0x7fff) & (f_bits_vec)(v == v));
     for (int i = 0; i < 4; i++) p[i] = (uint16_t)(kept[i] >> 16);
 }
-static INLINE void f_store_bf16_pair(uint16_t *p, f_vec a, f_vec b) {
-    f_store_bf16(p, a);
-    f_store_bf16(p + 4, b);
+static INLINE void f_load_bf16_pair(const uint16_t *p, f_vec *even, f_vec *odd) {
+    *even = (f_vec)((f_bits_vec){p[0], p[2], p[4], p[6]} << 16);
+    *odd = (f_vec)((f_bits_vec){p[1], p[3], p[5], p[7]} << 16);
+}
+static INLINE void f_store_bf16_pair(uint16_t *p, f_vec even, f_vec odd) {
+    const f_bits_vec a = (f_bits_vec)even, b = (f_bits_vec)odd;
+    const f_bits_vec rounded_a = a + (a >> 16 & 1) + 0x7fff, rounded_b = b + (b >> 16 & 1) + 0x7fff;
+    for (int i = 0; i < 4; i++) {
+        p[2 * i] = (uint16_t)(rounded_a[i] >> 16);
+        p[2 * i + 1] = (uint16_t)(rounded_b[i] >> 16);
+    }
 }
