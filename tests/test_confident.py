@@ -43,6 +43,21 @@ def test_relative_error(engine, dtype, classes):
         assert (np.abs(grad / expected_grad - 1) <= np.expand_dims(allowed, axis)).all()
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("classes", [2, 3, 10, 37, 200])
+def test_relative_error_of_smoothed_losses(engine, classes, smoothing):
+    """Where most of a loss is the classes' mean, a large part of the target's must not be lost in between."""
+    rng = np.random.default_rng(classes)
+    for scale, shift in (1, 0), (5, 0), (12, 0), (3, -50), (0.5, 20):
+        logits = rng.normal(shift, scale, (200, classes)).astype(np.float32)
+        target = rng.integers(0, classes, 200)
+        logits[:100][np.arange(100), target[:100]] -= 40 * (shift == 20)
+        keywords = {"reduction": "none", "label_smoothing": smoothing}
+        losses = fl.cross_entropy(logits, target, engine=engine, **keywords)
+        expected = fl.cross_entropy(logits.astype(np.float64), target, engine="reference", **keywords)
+        assert (np.abs(losses / expected - 1) <= 8 * 2.0**-24).all()
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_binary_relative_error(engine, dtype):
     unit = 2.0 ** (-24 if dtype == np.float32 else -53)
