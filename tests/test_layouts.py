@@ -204,7 +204,7 @@ def test_weights_of_any_type_are_converted(engine, dtype, given):
 
 @pytest.mark.parametrize("out_dtype", DTYPES, ids=str)
 @every_dtype
-@pytest.mark.parametrize(("shape", "axis"), [((9, 10), 1), ((3, 2000), 1), ((2, 5, 9), 1)], ids=str)
+@pytest.mark.parametrize(("shape", "axis"), [((9, 10), 1), ((16, 10), 1), ((3, 2000), 1), ((2, 5, 9), 1)], ids=str)
 def test_out_grad_of_every_dtype_and_layout(engine, dtype, out_dtype, shape, axis):
     logits, target = batch(shape, dtype, axis)
     loss, grad = fl.cross_entropy(logits.astype(np.float64), target, axis=axis, return_grad=True, engine=engine)

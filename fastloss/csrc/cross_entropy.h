@@ -24,8 +24,9 @@ typedef struct {
     REAL *scratch;      /* for a long row where not native or where it streams */
     line_stream stream; /* of rows that lie behind each other */
     REAL *waiting;      /* those of them that are streamed while the next ones are computed, so that memory takes the
-                           ones while it gives the others */
-    ptrdiff_t scaled, streamed; /* how many rows there are, and how many of their elements wait no more */
+                           ones while it gives the others; of long rows, a block that is converted */
+    ptrdiff_t scaled, streamed; /* how many rows there are, or elements of that block, and how many elements of those
+                                   rows wait no more */
     char *z[ROW_BATCH];
     char *grad[ROW_BATCH];  /* NULL: loss only */
     char *probs[ROW_BATCH]; /* not for the fast kernels */
