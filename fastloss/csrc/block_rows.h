@@ -77,6 +77,35 @@ static INLINE V(vec) V(load_last)(const REAL *z, V(row_shape) shape) {
     return shape.vectors == 1 ? V(load_part)(z, shape.classes, 0) : V(load)(z + shape.last);
 }
 
+/* Rows of at most one vector, as many as a vector has lanes: they are as many vectors as there are classes. Numbers of
+ * lanes are such as V(permute) takes. */
+typedef struct {
+    ptrdiff_t slots;      /* a power of 2: so many lanes each row of half a vector and less has when it is summed, */
+    V(vec) from;          /* filled from these lanes, */
+    V(mask) unused;       /* but those that hold no class */
+    V(vec) row_of[LANES]; /* of vector i of the rows, which row each lane belongs to */
+} V(few_classes);
+
+/* The whole part of n / divisor in the lowest bits, and as a number. */
+static INLINE V(vec) V(quotient)(V(vec) n, ptrdiff_t divisor, V(vec) * number) {
+    const V(vec) inverse = V(set)((REAL)1 / (REAL)divisor), round = V(set)((REAL)EXP_ROUND);
+    const V(vec) bits = V(add)(V(fma)(n, inverse, V(set)((REAL)0.5 / (REAL)divisor - (REAL)0.5)), round);
+    *number = V(sub)(bits, round);
+    return bits;
+}
+
+static LOOP void V(few_classes_of)(ptrdiff_t classes, bool with_grad, V(few_classes) * few) {
+    const V(vec) first = V(number)(V(int_load)(V(numbers)));
+    V(vec) row;
+    few->slots = classes <= 2 ? classes : classes <= 4 ? 4 : 8;
+    V(quotient)(first, few->slots, &row);
+    const V(vec) class = V(fnma)(row, V(set)((REAL)few->slots), first);
+    few->unused = V(lt)(V(set)((REAL)classes - (REAL)0.5), class);
+    few->from = V(add)(V(fma)(row, V(set)((REAL)classes), class), V(set)((REAL)EXP_ROUND));
+    for (ptrdiff_t i = 0; with_grad && i < classes; i++)
+        few->row_of[i] = V(quotient)(V(add)(first, V(set)((REAL)(i * LANES))), classes, &row);
+}
+
 /* What is known of several vectors of rows. */
 typedef struct {
     V(vec) rest[LANE_VECTORS];
@@ -210,6 +239,37 @@ static INLINE V(vec) V(row_sum)(const REAL *e, V(row_shape) shape) {
     return V(add)(V(add)(sum[0], sum[1]), V(add)(sum[2], sum[3]));
 }
 
+/* Whether a vector holds several rows. */
+static INLINE bool V(is_few)(V(row_shape) shape) { return shape.vectors == 1 && shape.classes <= LANES / 2; }
+
+/* The sums of LANES rows of so many slots. */
+static INLINE V(vec) V(few_sums)(const REAL *e, ptrdiff_t classes, const V(few_classes) * few, ptrdiff_t slots) {
+    V(vec) sum[8];
+    for (ptrdiff_t k = 0; k < slots; k++) {
+        const V(vec) rows = V(load)(e + k * (LANES / slots) * classes);
+        sum[k] = V(zero_where)(few->unused, V(permute)(rows, few->from));
+    }
+#pragma GCC unroll 3
+    for (ptrdiff_t n = slots / 2; n > 0; n /= 2)
+        for (ptrdiff_t k = 0; k < n; k++) sum[k] = V(fold)(sum[2 * k], sum[2 * k + 1]);
+    return sum[0];
+}
+
+static INLINE V(vec) V(sums_of_few)(const REAL *e, ptrdiff_t classes, const V(few_classes) * few) {
+    if (LANES >= 16 && few->slots == 8) return V(few_sums)(e, classes, few, 8);
+    if (LANES >= 8 && few->slots == 4) return V(few_sums)(e, classes, few, 4);
+    if (LANES >= 4 && few->slots == 2) return V(few_sums)(e, classes, few, 2);
+    return V(load)(e); /* one class */
+}
+
+/* Of LANES rows of any number of classes. */
+static INLINE V(vec) V(sums_of_rows)(const REAL *e, V(row_shape) shape, const V(few_classes) * few) {
+    if (V(is_few)(shape)) return V(sums_of_few)(e, shape.classes, few);
+    V(vec) sum[LANES];
+    for (ptrdiff_t k = 0; k < LANES; k++) sum[k] = V(row_sum)(e + k * shape.classes, shape);
+    return V(rows_sum)(sum);
+}
+
 /* The sum of m - z_c of a row, in lanes. */
 static INLINE V(vec) V(row_distance)(const REAL *z, V(row_shape) shape, REAL m) {
     const V(vec) from = V(set)(m);
@@ -235,8 +295,8 @@ static INLINE void V(add_metrics_of)(V(vec) z, V(vec) exps, ptrdiff_t c, bool cl
 
 /* By-products and sums of LANES rows from number `first` on. z, e: the first of all rows. m: what moments refer to. */
 static INLINE void V(group_metrics)(const REAL *z, const REAL *e, V(row_shape) shape, const REAL *m, bool clamps,
-                                    ptrdiff_t first, V(row_lanes) * lanes) {
-    V(vec) sum[LANES], moment[LANES], ahead[LANES];
+                                    ptrdiff_t first, const V(few_classes) * few, V(row_lanes) * lanes) {
+    V(vec) moment[LANES], ahead[LANES];
     REAL below[LANES];
     V(store)(below, V(below)(V(load)(lanes->z_y + first)));
     for (ptrdiff_t k = 0; k < LANES; k++) {
@@ -248,7 +308,6 @@ static INLINE void V(group_metrics)(const REAL *z, const REAL *e, V(row_shape) s
         row.moment = V(set)(0);
         row.y = V(int_set)(lanes->y[r]);
         row.ahead = V(int_set)(0);
-        sum[k] = V(row_sum)(e + i, shape);
 #pragma GCC unroll 16
         for (ptrdiff_t c = 0; c < (shape.vectors - 1) * LANES; c += LANES)
             V(add_metrics_of)(V(load)(z + i + c), V(load)(e + i + c), c, clamps, &row);
@@ -260,13 +319,13 @@ static INLINE void V(group_metrics)(const REAL *z, const REAL *e, V(row_shape) s
         moment[k] = row.moment;
         ahead[k] = V(number)(row.ahead);
     }
-    lanes->rest[first / LANES] = V(rows_sum)(sum);
+    lanes->rest[first / LANES] = V(sums_of_rows)(e + first * shape.classes, shape, few);
     lanes->moment[first / LANES] = V(rows_sum)(moment);
     lanes->ahead[first / LANES] = V(rows_sum)(ahead);
 }
 static LOOP void V(referenced_metrics)(const REAL *z, const REAL *e, V(row_shape) shape, ptrdiff_t first,
-                                       V(row_lanes) * lanes) {
-    V(group_metrics)(z, e, shape, lanes->m, true, first, lanes);
+                                       const V(few_classes) * few, V(row_lanes) * lanes) {
+    V(group_metrics)(z, e, shape, lanes->m, true, first, few, lanes);
 }
 
 /* ---- Losses and gradients ---------------------------------------------------------------------------------------- */
@@ -332,23 +391,28 @@ static INLINE void V(scale_row)(REAL *p, const REAL *e, V(row_shape) shape, REAL
     V(store)(p + shape.last, V(scaled)(e + shape.last, f, minus, shift));
 }
 
-/* The gradients of n rows. at: where the targets are. is_last: nothing behind the last row may be written, as rows of
- * less than a vector are, into those that follow. */
-static INLINE void V(scale_rows)(const REAL *e, const ptrdiff_t *at, ptrdiff_t n, V(row_shape) shape, bool smooth,
-                                 bool is_last, const V(row_lanes) * lanes, REAL *to) {
-    const ptrdiff_t followed = is_last && shape.vectors == 1 ? n - (LANES - 1) / shape.classes : n;
+/* The gradients of n rows; of less than a vector, those of all rows of their group. at: where the targets are. */
+static INLINE void V(scale_rows)(const REAL *e, const ptrdiff_t *at, ptrdiff_t n, V(row_shape) shape,
+                                 const V(few_classes) * few, bool smooth, const V(row_lanes) * lanes, REAL *to) {
+    if (shape.vectors == 1) {
+        for (ptrdiff_t r = 0; r < n; r += LANES) {
+            const V(vec) factor = V(load)(lanes->factor + r), shift = V(load)(lanes->shift + r);
+            for (ptrdiff_t i = 0; i < shape.classes; i++, e += LANES, to += LANES) {
+                const V(vec) row = few->row_of[i], f = V(permute)(factor, row);
+                const V(vec) minus = smooth ? V(sub)(V(set)(0), V(permute)(shift, row)) : V(set)(0);
+                V(store)(to, V(scaled)(e, f, minus, smooth));
+            }
+            REAL *const rows = to - LANES * shape.classes;
+#pragma GCC unroll 16
+            for (ptrdiff_t k = 0; k < LANES; k++) rows[at[r + k] - r * shape.classes] = lanes->target_grad[r + k];
+        }
+        return;
+    }
 #pragma GCC unroll 4
-    for (ptrdiff_t r = 0; r < followed; r++) {
+    for (ptrdiff_t r = 0; r < n; r++) {
         const ptrdiff_t from = r * shape.classes;
         V(scale_row)(to + from, e + from, shape, lanes->factor[r], smooth ? lanes->shift + r : NULL);
         to[at[r]] = lanes->target_grad[r];
-    }
-    for (ptrdiff_t r = followed; r < n; r++) {
-        const ptrdiff_t from = r * shape.classes;
-        REAL row[LANES];
-        V(scale_row)(row, e + from, shape, lanes->factor[r], smooth ? lanes->shift + r : NULL);
-        row[at[r] - from] = lanes->target_grad[r];
-        memcpy(to + from, row, (size_t)shape.classes * sizeof(REAL));
     }
 }
 
@@ -371,6 +435,8 @@ static INLINE void V(block_rows)(const class_task *task, V(batch) * batch, ptrdi
     _Alignas(LINE_BYTES) REAL stage[ROW_STAGE];
     ptrdiff_t at[LANE_TARGETS]; /* where the target is in the stage */
     V(row_lanes) lanes;
+    V(few_classes) few;
+    if (V(is_few)(shape) || (shape.vectors == 1 && with_grad)) V(few_classes_of)(classes, with_grad, &few);
     for (ptrdiff_t first = 0, n; first < batch->count; first += n) {
         n = batch->count - first < at_once ? batch->count - first : at_once;
         const ptrdiff_t groups = (n + LANES - 1) / LANES, padded = groups * LANES;
@@ -418,13 +484,11 @@ static INLINE void V(block_rows)(const class_task *task, V(batch) * batch, ptrdi
             for (ptrdiff_t r = 0; r < padded; r += LANES) {
                 lowest = V(min)(lowest, V(load)(lanes.e_y + r));
                 if (with_metrics && referenced)
-                    V(referenced_metrics)(z, stage, shape, r, &lanes);
+                    V(referenced_metrics)(z, stage, shape, r, &few, &lanes);
                 else if (with_metrics)
-                    V(group_metrics)(z, stage, shape, lanes.z_y, false, r, &lanes);
+                    V(group_metrics)(z, stage, shape, lanes.z_y, false, r, &few, &lanes);
                 if (with_metrics) continue;
-                V(vec) sum[LANES];
-                for (ptrdiff_t k = 0; k < LANES; k++) sum[k] = V(row_sum)(stage + (r + k) * classes, shape);
-                lanes.rest[r / LANES] = V(rows_sum)(sum);
+                lanes.rest[r / LANES] = V(sums_of_rows)(stage + r * classes, shape, &few);
             }
             for (ptrdiff_t v = 0; smooth && v < groups; v++) {
                 V(vec) distance[LANES];
@@ -442,9 +506,9 @@ static INLINE void V(block_rows)(const class_task *task, V(batch) * batch, ptrdi
         if (!with_grad) continue;
         if (streams) V(stream_waiting)(task, batch, batch->scaled);
         if (smooth)
-            V(scale_rows)(stage, at, n, shape, true, unstaged, &lanes, to);
+            V(scale_rows)(stage, at, n, shape, &few, true, &lanes, to);
         else
-            V(scale_rows)(stage, at, n, shape, false, unstaged, &lanes, to);
+            V(scale_rows)(stage, at, n, shape, &few, false, &lanes, to);
         if (streams) {
             stream_from(&batch->stream, batch->grad[first]);
             batch->streamed = 0;

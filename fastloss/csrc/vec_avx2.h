@@ -22,6 +22,8 @@
  *     acc                      a sum in double, lane by lane
  *     VEC_SETTLE               has a sum computed here: compilers put additions off, and with so few registers keep on
  *                              the stack what is to be added. Nothing where there are more
+ *     permute                  permute(v, n): lane i is the lane of v whose number is in the lowest bits of n's lane i
+ *     fold                     sums of neighbouring lanes: those of a, then those of b
  *     rows_max, rows_sum       lane i of the result reduces vector i: as many vectors as lanes
  *     load_f16, store_f16      half precision, rounded to nearest even; bf16 likewise, but of NaN only what
  *                              arithmetic makes, whose bits are quiet
@@ -102,6 +104,10 @@ static INLINE f_vec f_pow2_steps(f_vec t, int more) {
     const __m256i shifted = _mm256_add_epi32(table, _mm256_set1_epi32(more * (1 << 23)));
     const __m256i bent = _mm256_permutevar8x32_epi32(shifted, bits);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(bits, 23 - POW2_STEP_BITS), bent));
+}
+static INLINE f_vec f_permute(f_vec v, f_vec n) { return _mm256_permutevar8x32_ps(v, _mm256_castps_si256(n)); }
+static INLINE f_vec f_fold(f_vec a, f_vec b) {
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_hadd_ps(a, b)), 0xd8));
 }
 static INLINE f_int f_int_load(const f_index *p) { return _mm256_loadu_si256((const __m256i *)p); }
 static INLINE f_int f_int_set(f_index x) { return _mm256_set1_epi32(x); }
@@ -225,6 +231,14 @@ static INLINE unsigned d_set_lanes(d_mask m) { return (unsigned)_mm256_movemask_
 static INLINE d_vec d_select(d_mask m, d_vec a, d_vec b) { return _mm256_blendv_pd(b, a, m); }
 static INLINE d_vec d_zero_where(d_mask m, d_vec a) { return _mm256_andnot_pd(m, a); }
 static INLINE d_vec d_pow2(d_vec t) { return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(t), 52)); }
+/* By halves of lanes, whose numbers are 2 n and 2 n + 1. */
+static INLINE d_vec d_permute(d_vec v, d_vec n) {
+    const __m256i bits = _mm256_castpd_si256(n);
+    const __m256i upper = _mm256_or_si256(_mm256_slli_epi64(bits, 33), _mm256_set1_epi64x((int64_t)1 << 32));
+    const __m256i halves = _mm256_blend_epi32(_mm256_slli_epi64(bits, 1), upper, 0xaa);
+    return _mm256_castps_pd(_mm256_permutevar8x32_ps(_mm256_castpd_ps(v), halves));
+}
+static INLINE d_vec d_fold(d_vec a, d_vec b) { return _mm256_permute4x64_pd(_mm256_hadd_pd(a, b), 0xd8); }
 static INLINE d_int d_int_load(const d_index *p) { return _mm256_loadu_si256((const __m256i *)p); }
 static INLINE d_int d_int_set(d_index x) { return _mm256_set1_epi64x(x); }
 static INLINE d_mask d_int_eq(d_int a, d_int b) { return _mm256_castsi256_pd(_mm256_cmpeq_epi64(a, b)); }

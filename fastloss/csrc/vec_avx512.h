@@ -62,6 +62,13 @@ static INLINE f_vec f_pow2_steps(f_vec t, int more) {
     const __m512i bent = _mm512_permutexvar_epi32(bits, _mm512_add_epi32(table, _mm512_set1_epi32(more * (1 << 23))));
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(bits, 23 - POW2_STEP_BITS), bent));
 }
+static INLINE f_vec f_permute(f_vec v, f_vec n) { return _mm512_permutexvar_ps(_mm512_castps_si512(n), v); }
+static const int32_t neighbours_f[32] = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
+                                         1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+static INLINE f_vec f_fold(f_vec a, f_vec b) {
+    return _mm512_add_ps(_mm512_permutex2var_ps(a, _mm512_loadu_si512(neighbours_f), b),
+                         _mm512_permutex2var_ps(a, _mm512_loadu_si512(neighbours_f + 16), b));
+}
 static INLINE f_int f_int_load(const f_index *p) { return _mm512_loadu_si512(p); }
 static INLINE f_int f_int_set(f_index x) { return _mm512_set1_epi32(x); }
 static INLINE f_mask f_int_eq(f_int a, f_int b) { return _mm512_cmpeq_epi32_mask(a, b); }
@@ -176,6 +183,12 @@ static INLINE unsigned d_set_lanes(d_mask m) { return m; }
 static INLINE d_vec d_select(d_mask m, d_vec a, d_vec b) { return _mm512_mask_blend_pd(m, b, a); }
 static INLINE d_vec d_zero_where(d_mask m, d_vec a) { return _mm512_maskz_mov_pd((d_mask)~m, a); }
 static INLINE d_vec d_pow2(d_vec t) { return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(t), 52)); }
+static INLINE d_vec d_permute(d_vec v, d_vec n) { return _mm512_permutexvar_pd(_mm512_castpd_si512(n), v); }
+static const int64_t neighbours_d[16] = {0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15};
+static INLINE d_vec d_fold(d_vec a, d_vec b) {
+    return _mm512_add_pd(_mm512_permutex2var_pd(a, _mm512_loadu_si512(neighbours_d), b),
+                         _mm512_permutex2var_pd(a, _mm512_loadu_si512(neighbours_d + 8), b));
+}
 static INLINE d_int d_int_load(const d_index *p) { return _mm512_loadu_si512(p); }
 static INLINE d_int d_int_set(d_index x) { return _mm512_set1_epi64(x); }
 static INLINE d_mask d_int_eq(d_int a, d_int b) { return _mm512_cmpeq_epi64_mask(a, b); }

@@ -117,6 +117,19 @@ typedef struct {
         for (int i = 0; i < N; i++)                                                                                  \
             for (int k = 0; k < N; k++) s[i] += v[i][k];                                                             \
         return s;                                                                                                    \
+    }                                                                                                                \
+    static INLINE P##_vec P##_permute(P##_vec v, P##_vec n) {                                                        \
+        P##_vec x = {0};                                                                                             \
+        for (int i = 0; i < N; i++) x[i] = v[((P##_int)n)[i] & (N - 1)];                                             \
+        return x;                                                                                                    \
+    }                                                                                                                \
+    static INLINE P##_vec P##_fold(P##_vec a, P##_vec b) {                                                           \
+        P##_vec x = {0};                                                                                             \
+        for (int i = 0; i < N / 2; i++) {                                                                            \
+            x[i] = a[2 * i] + a[2 * i + 1];                                                                          \
+            x[i + N / 2] = b[2 * i] + b[2 * i + 1];                                                                  \
+        }                                                                                                            \
+        return x;                                                                                                    \
     }
 
 PLAIN_OPERATIONS(f, float, 4, 23, )
