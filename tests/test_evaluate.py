@@ -108,6 +108,30 @@ def test_the_first_of_equal_logits_ranks_first(engine, dtype):
 
 
 @every_dtype
+@pytest.mark.parametrize("rows", [160, 163])
+def test_every_number_of_few_classes(engine, dtype, rows):
+    """Of each number there is another cut into vectors; of equal logits, and of zeros of both signs, the first ranks
+    first."""
+    rng = np.random.default_rng(3)
+    for classes in range(1, 42):
+        logits = rng.integers(-3, 3, (rows, classes)) * rng.choice([0.5, -0.0, 1.25], (rows, classes))
+        logits = logits.astype(dtype)
+        target = rng.integers(0, classes, rows)
+        ks = tuple(k for k in (1, 2, 3, 5, 8, 13, 21) if k <= classes)
+        hits, entropy, count, lse = plain(logits, target, ks, 1)
+        for smoothing in (0, 0.1):
+            result = fl.evaluate(
+                logits, target, topk=ks, label_smoothing=smoothing, return_lse=True, engine=engine, num_threads=1
+            )
+            loss = fl.cross_entropy(logits, target, label_smoothing=smoothing, engine=engine, num_threads=1)
+            tight = 1e-13 if dtype == np.float64 else 1e-6
+            assert result.loss == (loss if engine == "cython" else pytest.approx(loss, rel=tight)), classes
+            assert result.topk == hits and result.count == count, classes
+            assert result.entropy == pytest.approx(entropy, rel=tight, abs=1e-15), classes
+            assert result.lse == pytest.approx(lse, rel=tight, abs=tight), classes
+
+
+@every_dtype
 @pytest.mark.parametrize("position", [0, 2, 4])
 def test_a_row_with_nan_is_a_miss(engine, dtype, position):
     logits = np.array([[5, 4, 3, 2, 1]] * 3, dtype)

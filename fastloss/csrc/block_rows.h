@@ -14,11 +14,17 @@
 #undef ROW_STAGE
 #undef STREAMED_CLASSES
 #undef DIRECT_LOWEST
+#undef QUAD
+#undef TRANSPOSED_CLASSES
 /* Of longer rows, the exponentials of as many rows as a vector has lanes would not stay in the first-level cache. */
 #define ONE_BLOCK_ROW 384
 #define ROW_STAGE (LANES * (ONE_BLOCK_ROW + LANES))
 /* From here on, rows are streamed: of fewer classes, putting them together costs more than memory spares. */
 #define STREAMED_CLASSES (VEC_BYTES == 64 ? 8 : 16)
+/* Up to here, by-products are quicker with a row in each lane than with a class in each. */
+#define TRANSPOSED_CLASSES (LANES * 3 / 2)
+/* Elements in 16 bytes. */
+#define QUAD ((ptrdiff_t)(16 / sizeof(REAL)))
 /* The least e_y of a direct row. With it rest / e_y is below 2^75, so that on the way to a gradient no factor of it is
  * a subnormal number, as long as g a is not below 2^-50. */
 #define DIRECT_LOWEST ((REAL)1 / ((uint64_t)1 << 32))
@@ -328,6 +334,94 @@ static LOOP void V(referenced_metrics)(const REAL *z, const REAL *e, V(row_shape
     V(group_metrics)(z, e, shape, lanes->m, true, first, few, lanes);
 }
 
+/* ---- By-products of rows of few classes: transposed -------------------------------------------------------------- */
+
+/* The classes of LANES rows that lie behind each other, a vector each. Row QUAD * i + k is in the i-th quad of vector
+ * k. `last`: nothing behind the rows may be read. */
+static INLINE void V(transpose)(const REAL *rows, ptrdiff_t classes, bool last, V(vec) * z) {
+    REAL few[LANES * QUAD];
+    if (classes < QUAD && last) { /* the last row has no whole quad */
+        memcpy(few, rows, (size_t)(LANES * classes) * sizeof(REAL));
+        rows = few;
+    }
+    for (ptrdiff_t c = 0; c < classes; c += QUAD) {
+        /* The last quad of a row overlaps the one before rather than be a part. */
+        const ptrdiff_t from = c + QUAD <= classes ? c : classes < QUAD ? 0 : classes - QUAD;
+        V(vec) v[QUAD];
+        for (ptrdiff_t k = 0; k < QUAD; k++) v[k] = V(load_quads)(rows + k * classes + from, QUAD * classes);
+        V(transpose_quads)(v);
+        for (ptrdiff_t k = 0; k < QUAD && from + k < classes; k++) z[from + k] = v[k];
+    }
+}
+
+/* The sums of rows, less than two vectors each, whose classes are in e, which is not kept: V(sums_of_rows) of the same,
+ * bit by bit. */
+static INLINE V(vec) V(sum_of_classes)(V(vec) * e, ptrdiff_t classes) {
+    const ptrdiff_t second = classes - LANES; /* where the second vector begins */
+    ptrdiff_t width = 1;
+    for (ptrdiff_t c = LANES; c < classes; c++) e[c - second] = V(add)(e[c], e[c - second]);
+    while (width < classes && width < LANES) width *= 2;
+    for (ptrdiff_t c = classes; c < width; c++) e[c] = V(set)(0);
+    for (ptrdiff_t n = width / 2; n > 0; n /= 2)
+        for (ptrdiff_t k = 0; k < n; k++) e[k] = V(add)(e[2 * k], e[2 * k + 1]);
+    return e[0];
+}
+
+/* By-products and sums of n rows, whole groups, that may be direct. Returns the positions. */
+static INLINE V(int)
+    V(transposed_rows)(const REAL *rows, ptrdiff_t classes, ptrdiff_t n, const REAL *fetched, V(row_lanes) * lanes) {
+    V(int) positions = V(no_positions)();
+    for (ptrdiff_t first = 0; first < n; first += LANES, rows += LANES * classes, fetched += LANES * classes) {
+        const V(int) y = V(int_load)(lanes->y + first);
+        V(vec) z[TRANSPOSED_CLASSES], e[TRANSPOSED_CLASSES], z_y = V(set)(0), moment = z_y;
+        V(int) ahead = V(int_set)(0);
+        V(prefetch)(fetched, LANES * classes, false);
+        V(transpose)(rows, classes, first + LANES == n, z);
+        /* Numbers of classes are loaded into all lanes, by what compares them. */
+        for (ptrdiff_t c = 0; c < classes; c++) z_y = V(select)(V(int_eq)(y, V(int_set)(V(numbers)[c])), z[c], z_y);
+        V(vec) limit = V(below)(z_y);
+        for (ptrdiff_t c = 0; c < classes; c++) {
+            const V(mask) is_target = V(int_eq)(y, V(int_set)(V(numbers)[c]));
+            e[c] = V(zero_where)(is_target, V(exp_direct)(z[c], &positions));
+            /* Of equal logits those before the target's class rank in front. */
+            limit = V(select)(is_target, z_y, limit);
+            ahead = V(int_count)(V(lt)(limit, z[c]), ahead);
+            moment = V(fma)(V(sub)(z[c], z_y), e[c], moment);
+        }
+        V(store)(lanes->z_y + first, z_y);
+        V(store)(lanes->e_y + first, V(exp_direct)(z_y, &positions));
+        lanes->rest[first / LANES] = V(sum_of_classes)(e, classes);
+        lanes->moment[first / LANES] = moment;
+        lanes->ahead[first / LANES] = V(number)(ahead);
+    }
+    return positions;
+}
+/* Of so few classes that they stay in registers, where their number is known. */
+#undef TRANSPOSED_FORM
+#define TRANSPOSED_FORM(known)                                                                                      \
+    static LOOP V(int) V(transposed_##known)(const REAL *rows, ptrdiff_t classes, ptrdiff_t n, const REAL *fetched, \
+                                             V(row_lanes) * lanes) {                                                \
+        if (known > 0 && known <= TRANSPOSED_CLASSES) classes = known;                                              \
+        return V(transposed_rows)(rows, classes, n, fetched, lanes);                                                \
+    }
+TRANSPOSED_FORM(0)
+TRANSPOSED_FORM(2)
+TRANSPOSED_FORM(3)
+TRANSPOSED_FORM(4)
+TRANSPOSED_FORM(5)
+TRANSPOSED_FORM(6)
+TRANSPOSED_FORM(7)
+TRANSPOSED_FORM(8)
+TRANSPOSED_FORM(9)
+TRANSPOSED_FORM(10)
+static V(int)
+    V(transposed_metrics)(const REAL *rows, ptrdiff_t classes, ptrdiff_t n, const REAL *fetched, V(row_lanes) * lanes) {
+    static V(int) (*const forms[])(const REAL *, ptrdiff_t, ptrdiff_t, const REAL *, V(row_lanes) *) = {
+        V(transposed_0), V(transposed_0), V(transposed_2), V(transposed_3), V(transposed_4), V(transposed_5),
+        V(transposed_6), V(transposed_7), V(transposed_8), V(transposed_9), V(transposed_10)};
+    return forms[classes <= 10 ? classes : 0](rows, classes, n, fetched, lanes);
+}
+
 /* ---- Losses and gradients ---------------------------------------------------------------------------------------- */
 
 /* Of direct rows without options and by-products, which need no logit of the target. */
@@ -372,9 +466,11 @@ static LOOP void V(finish_any)(const class_task *task, V(batch) * batch, ptrdiff
         V(finish_scale)(e_y, rest, a, g, &f);
         V(finish)(task, options, m, z_y, e_y, rest, distance, a, s, g, &f);
         V(store)(batch->loss + at, f.loss);
-        if (with_metrics)
+        if (with_metrics) {
             V(finish_metrics)(&f, m, z_y, e_y, V(mul)(lanes->moment[v], inverse), lanes->ahead[v], batch->lse + at,
                               batch->entropy + at, batch->ahead + at);
+            continue;
+        }
         /* The bits of V(finish_direct), which divides by the sum as it is. */
         if (!options) V(finish_scale)(exp_y, lanes->rest[v], a, g, &f);
         V(store)(lanes->factor + v * LANES, options ? V(mul)(f.factor, inverse) : f.factor);
@@ -436,6 +532,7 @@ static INLINE void V(block_rows)(const class_task *task, V(batch) * batch, ptrdi
     ptrdiff_t at[LANE_TARGETS]; /* where the target is in the stage */
     V(row_lanes) lanes;
     V(few_classes) few;
+    const bool transposes = with_metrics && classes <= TRANSPOSED_CLASSES;
     if (V(is_few)(shape) || (shape.vectors == 1 && with_grad)) V(few_classes_of)(classes, with_grad, &few);
     for (ptrdiff_t first = 0, n; first < batch->count; first += n) {
         n = batch->count - first < at_once ? batch->count - first : at_once;
@@ -465,17 +562,20 @@ static INLINE void V(block_rows)(const class_task *task, V(batch) * batch, ptrdi
                     positions = V(direct_exps)(z + i, end - i, stage + i, z + i + fetched, NULL, positions);
                     V(stream_waiting)(task, batch, r + step);
                 }
+            } else if (transposes) {
+                positions = V(transposed_metrics)(z, classes, padded, z + fetched, &lanes);
             } else if (with_metrics) {
                 positions = V(direct_exps_apart)(z, padded * classes, stage, z + fetched);
             } else {
                 positions = V(direct_exps)(z, padded * classes, stage, z + fetched, unstaged ? to : NULL, positions);
             }
+            const bool is_transposed = transposes && !referenced;
 #pragma GCC unroll 8
-            for (ptrdiff_t r = 0; r < padded; r++) {
+            for (ptrdiff_t r = 0; !is_transposed && r < padded; r++) {
                 lanes.e_y[r] = stage[at[r]];
                 stage[at[r]] = 0; /* set aside */
             }
-            if (options || with_metrics) {
+            if ((options || with_metrics) && !is_transposed) {
 #pragma GCC unroll 8
                 for (ptrdiff_t r = 0; r < padded; r++) lanes.z_y[r] = z[at[r]];
             }
@@ -483,6 +583,7 @@ static INLINE void V(block_rows)(const class_task *task, V(batch) * batch, ptrdi
             V(vec) lowest = V(set)(INFINITY);
             for (ptrdiff_t r = 0; r < padded; r += LANES) {
                 lowest = V(min)(lowest, V(load)(lanes.e_y + r));
+                if (is_transposed) continue;
                 if (with_metrics && referenced)
                     V(referenced_metrics)(z, stage, shape, r, &few, &lanes);
                 else if (with_metrics)

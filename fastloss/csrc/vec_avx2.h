@@ -24,7 +24,10 @@
  *                              the stack what is to be added. Nothing where there are more
  *     permute                  permute(v, n): lane i is the lane of v whose number is in the lowest bits of n's lane i
  *     fold                     sums of neighbouring lanes: those of a, then those of b
- *     rows_max, rows_sum       lane i of the result reduces vector i: as many vectors as lanes
+ *     rows_max, rows_sum       lane i of the result reduces vector i: as many vectors as lanes; sums are those of
+ *                              neighbours, then of neighbouring sums, and so on
+ *     load_quads               16 bytes from p, from p + stride, and so on
+ *     transpose_quads          as many vectors as 16 bytes hold elements, each 16 bytes of them for itself
  *     load_f16, store_f16      half precision, rounded to nearest even; bf16 likewise, but of NaN only what
  *                              arithmetic makes, whose bits are quiet
  *     load_bf16_pair           two vectors: the elements with even numbers, and those with odd ones, for which nothing
@@ -145,14 +148,26 @@ static INLINE f_vec f_acc_lanes(f_acc acc) {
         f_vec quad[2];                                                                                             \
         for (int i = 0; i < 2; i++) {                                                                              \
             const f_vec *r = v + 4 * i;                                                                            \
-            const f_vec ab = op(_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));                   \
-            const f_vec cd = op(_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));                   \
-            quad[i] = op(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));                        \
+            const f_vec ab = op(_mm256_shuffle_ps(r[0], r[1], 0x88), _mm256_shuffle_ps(r[0], r[1], 0xdd));         \
+            const f_vec cd = op(_mm256_shuffle_ps(r[2], r[3], 0x88), _mm256_shuffle_ps(r[2], r[3], 0xdd));         \
+            quad[i] = op(_mm256_shuffle_ps(ab, cd, 0x88), _mm256_shuffle_ps(ab, cd, 0xdd));                        \
         }                                                                                                          \
         return op(_mm256_permute2f128_ps(quad[0], quad[1], 0x20), _mm256_permute2f128_ps(quad[0], quad[1], 0x31)); \
     }
 REDUCE_ROWS_F(f_rows_max, _mm256_max_ps)
 REDUCE_ROWS_F(f_rows_sum, _mm256_add_ps)
+
+static INLINE f_vec f_load_quads(const float *p, ptrdiff_t stride) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
+}
+static INLINE void f_transpose_quads(f_vec v[4]) {
+    const f_vec ab = _mm256_unpacklo_ps(v[0], v[1]), ab_high = _mm256_unpackhi_ps(v[0], v[1]);
+    const f_vec cd = _mm256_unpacklo_ps(v[2], v[3]), cd_high = _mm256_unpackhi_ps(v[2], v[3]);
+    v[0] = _mm256_shuffle_ps(ab, cd, 0x44);
+    v[1] = _mm256_shuffle_ps(ab, cd, 0xee);
+    v[2] = _mm256_shuffle_ps(ab_high, cd_high, 0x44);
+    v[3] = _mm256_shuffle_ps(ab_high, cd_high, 0xee);
+}
 
 static INLINE f_vec f_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 static INLINE void f_store_f16(uint16_t *p, f_vec v) {
@@ -276,3 +291,12 @@ static INLINE d_vec d_acc_lanes(d_acc acc) { return acc.all; }
     }
 REDUCE_ROWS_D(d_rows_max, _mm256_max_pd)
 REDUCE_ROWS_D(d_rows_sum, _mm256_add_pd)
+
+static INLINE d_vec d_load_quads(const double *p, ptrdiff_t stride) {
+    return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(p)), _mm_loadu_pd(p + stride), 1);
+}
+static INLINE void d_transpose_quads(d_vec v[2]) {
+    const d_vec low = _mm256_unpacklo_pd(v[0], v[1]), high = _mm256_unpackhi_pd(v[0], v[1]);
+    v[0] = low;
+    v[1] = high;
+}

@@ -97,9 +97,9 @@ static INLINE f_vec f_acc_lanes(f_acc acc) {
         f_vec quad[4];                                                                                      \
         for (int i = 0; i < 4; i++) {                                                                       \
             const f_vec *r = v + 4 * i;                                                                     \
-            const f_vec ab = op(_mm512_unpacklo_ps(r[0], r[1]), _mm512_unpackhi_ps(r[0], r[1]));            \
-            const f_vec cd = op(_mm512_unpacklo_ps(r[2], r[3]), _mm512_unpackhi_ps(r[2], r[3]));            \
-            quad[i] = op(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));                 \
+            const f_vec ab = op(_mm512_shuffle_ps(r[0], r[1], 0x88), _mm512_shuffle_ps(r[0], r[1], 0xdd));  \
+            const f_vec cd = op(_mm512_shuffle_ps(r[2], r[3], 0x88), _mm512_shuffle_ps(r[2], r[3], 0xdd));  \
+            quad[i] = op(_mm512_shuffle_ps(ab, cd, 0x88), _mm512_shuffle_ps(ab, cd, 0xdd));                 \
         }                                                                                                   \
         const f_vec x =                                                                                     \
             op(_mm512_shuffle_f32x4(quad[0], quad[1], 0x88), _mm512_shuffle_f32x4(quad[0], quad[1], 0xdd)); \
@@ -109,6 +109,21 @@ static INLINE f_vec f_acc_lanes(f_acc acc) {
     }
 REDUCE_ROWS_F(f_rows_max, _mm512_max_ps)
 REDUCE_ROWS_F(f_rows_sum, _mm512_add_ps)
+
+static INLINE f_vec f_load_quads(const float *p, ptrdiff_t stride) {
+    f_vec v = _mm512_castps128_ps512(_mm_loadu_ps(p));
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(p + stride), 1);
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(p + 2 * stride), 2);
+    return _mm512_insertf32x4(v, _mm_loadu_ps(p + 3 * stride), 3);
+}
+static INLINE void f_transpose_quads(f_vec v[4]) {
+    const f_vec ab = _mm512_unpacklo_ps(v[0], v[1]), ab_high = _mm512_unpackhi_ps(v[0], v[1]);
+    const f_vec cd = _mm512_unpacklo_ps(v[2], v[3]), cd_high = _mm512_unpackhi_ps(v[2], v[3]);
+    v[0] = _mm512_shuffle_ps(ab, cd, 0x44);
+    v[1] = _mm512_shuffle_ps(ab, cd, 0xee);
+    v[2] = _mm512_shuffle_ps(ab_high, cd_high, 0x44);
+    v[3] = _mm512_shuffle_ps(ab_high, cd_high, 0xee);
+}
 
 static INLINE f_vec f_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 static INLINE void f_store_f16(uint16_t *p, f_vec v) {
@@ -220,3 +235,15 @@ static INLINE d_vec d_acc_lanes(d_acc acc) { return acc.all; }
     }
 REDUCE_ROWS_D(d_rows_max, _mm512_max_pd)
 REDUCE_ROWS_D(d_rows_sum, _mm512_add_pd)
+
+static INLINE d_vec d_load_quads(const double *p, ptrdiff_t stride) {
+    d_vec v = _mm512_castpd128_pd512(_mm_loadu_pd(p));
+    v = _mm512_insertf64x2(v, _mm_loadu_pd(p + stride), 1);
+    v = _mm512_insertf64x2(v, _mm_loadu_pd(p + 2 * stride), 2);
+    return _mm512_insertf64x2(v, _mm_loadu_pd(p + 3 * stride), 3);
+}
+static INLINE void d_transpose_quads(d_vec v[2]) {
+    const d_vec low = _mm512_unpacklo_pd(v[0], v[1]), high = _mm512_unpackhi_pd(v[0], v[1]);
+    v[0] = low;
+    v[1] = high;
+}

@@ -114,9 +114,19 @@ typedef struct {
     }                                                                                                                \
     static INLINE P##_vec P##_rows_sum(const P##_vec v[N]) {                                                         \
         P##_vec s = {0};                                                                                             \
-        for (int i = 0; i < N; i++)                                                                                  \
-            for (int k = 0; k < N; k++) s[i] += v[i][k];                                                             \
+        for (int i = 0; i < N; i++) s[i] = v[i][0] + v[i][1];                                                        \
+        for (int i = 0; N > 2 && i < N; i++) s[i] += v[i][N - 2] + v[i][N - 1];                                      \
         return s;                                                                                                    \
+    }                                                                                                                \
+    static INLINE P##_vec P##_load_quads(const R *p, ptrdiff_t stride) {                                             \
+        (void)stride;                                                                                                \
+        return P##_load(p);                                                                                          \
+    }                                                                                                                \
+    static INLINE void P##_transpose_quads(P##_vec v[N]) {                                                           \
+        P##_vec t[N];                                                                                                \
+        for (int i = 0; i < N; i++) t[i] = v[i];                                                                     \
+        for (int i = 0; i < N; i++)                                                                                  \
+            for (int k = 0; k < N; k++) v[i][k] = t[k][i];                                                           \
     }                                                                                                                \
     static INLINE P##_vec P##_permute(P##_vec v, P##_vec n) {                                                        \
         P##_vec x = {0};                                                                                             \
