@@ -12,6 +12,7 @@
 
 #undef ONE_BLOCK_ROW
 #undef ROW_STAGE
+#undef CACHED_BYTES
 #undef STREAMED_CLASSES
 #undef DIRECT_LOWEST
 #undef QUAD
@@ -19,6 +20,8 @@
 /* Of longer rows, the exponentials of as many rows as a vector has lanes would not stay in the first-level cache. */
 #define ONE_BLOCK_ROW 384
 #define ROW_STAGE (LANES * (ONE_BLOCK_ROW + LANES))
+/* Of rows that are done together, with their exponentials and gradients: they stay in a first-level cache of 32 KiB. */
+#define CACHED_BYTES (27 << 10)
 /* From here on, rows are streamed: of fewer classes, putting them together costs more than memory spares. */
 #define STREAMED_CLASSES (VEC_BYTES == 64 ? 8 : 16)
 /* Up to here, by-products are quicker with a row in each lane than with a class in each. */
@@ -487,28 +490,51 @@ static INLINE void V(scale_row)(REAL *p, const REAL *e, V(row_shape) shape, REAL
     V(store)(p + shape.last, V(scaled)(e + shape.last, f, minus, shift));
 }
 
-/* The gradients of n rows; of less than a vector, those of all rows of their group. at: where the targets are. */
-static INLINE void V(scale_rows)(const REAL *e, const ptrdiff_t *at, ptrdiff_t n, V(row_shape) shape,
-                                 const V(few_classes) * few, bool smooth, const V(row_lanes) * lanes, REAL *to) {
-    if (shape.vectors == 1) {
-        for (ptrdiff_t r = 0; r < n; r += LANES) {
-            const V(vec) factor = V(load)(lanes->factor + r), shift = V(load)(lanes->shift + r);
-            for (ptrdiff_t i = 0; i < shape.classes; i++, e += LANES, to += LANES) {
-                const V(vec) row = few->row_of[i], f = V(permute)(factor, row);
-                const V(vec) minus = smooth ? V(sub)(V(set)(0), V(permute)(shift, row)) : V(set)(0);
-                V(store)(to, V(scaled)(e, f, minus, smooth));
-            }
-            REAL *const rows = to - LANES * shape.classes;
-#pragma GCC unroll 16
-            for (ptrdiff_t k = 0; k < LANES; k++) rows[at[r + k] - r * shape.classes] = lanes->target_grad[r + k];
-        }
-        return;
+/* Likewise, LANES rows of at most one vector, in whole vectors. */
+static INLINE void V(scale_few)(REAL *p, const REAL *e, const V(few_classes) * few, ptrdiff_t classes,
+                                const REAL *factor, const REAL *shift) {
+    const V(vec) factors = V(load)(factor), shifts = shift ? V(load)(shift) : V(set)(0);
+    for (ptrdiff_t i = 0; i < classes; i++) {
+        const V(vec) minus = shift ? V(sub)(V(set)(0), V(permute)(shifts, few->row_of[i])) : V(set)(0);
+        V(store)(p + i * LANES, V(scaled)(e + i * LANES, V(permute)(factors, few->row_of[i]), minus, shift));
     }
+}
+
+/* Likewise, LANES rows of at least one vector, in whole vectors, wherever in one a row begins; p may be e. */
+static INLINE void V(scale_group)(REAL *p, const REAL *e, ptrdiff_t classes, const REAL *factor, const REAL *shift) {
+    const V(int) numbers = V(int_load)(V(numbers));
+    V(vec) f = V(set)(factor[0]), minus = V(set)(shift ? -shift[0] : 0);
+    for (ptrdiff_t r = 1, i = 0, end = classes; r <= LANES; r++, end += classes) {
+        for (; i + LANES <= end; i += LANES) V(store)(p + i, V(scaled)(e + i, f, minus, shift));
+        if (r == LANES) return;
+        const V(vec) next = V(set)(factor[r]), next_minus = V(set)(shift ? -shift[r] : 0);
+        if (i < end) {
+            const V(mask) is_own = V(int_lt)(numbers, V(int_set)((V(index))(end - i)));
+            V(store)(p + i, V(scaled)(e + i, V(select)(is_own, f, next), V(select)(is_own, minus, next_minus), shift));
+            i += LANES;
+        }
+        f = next;
+        minus = next_minus;
+    }
+}
+
+/* The gradients of n rows, or of all rows of their groups. at: where the targets are. vectors: in a row, where the
+ * compiler knows it; else 0. */
+static INLINE void V(scale_rows)(const REAL *e, const ptrdiff_t *at, ptrdiff_t n, V(row_shape) shape, ptrdiff_t vectors,
+                                 const V(few_classes) * few, bool smooth, const V(row_lanes) * lanes, REAL *to) {
+    const ptrdiff_t step = vectors < 2 ? LANES : 1;
 #pragma GCC unroll 4
-    for (ptrdiff_t r = 0; r < n; r++) {
+    for (ptrdiff_t r = 0; r < n; r += step) {
         const ptrdiff_t from = r * shape.classes;
-        V(scale_row)(to + from, e + from, shape, lanes->factor[r], smooth ? lanes->shift + r : NULL);
-        to[at[r]] = lanes->target_grad[r];
+        const REAL *factor = lanes->factor + r, *shift = smooth ? lanes->shift + r : NULL;
+        if (vectors == 0)
+            V(scale_group)(to + from, e + from, shape.classes, factor, shift);
+        else if (vectors == 1)
+            V(scale_few)(to + from, e + from, few, shape.classes, factor, shift);
+        else
+            V(scale_row)(to + from, e + from, shape, factor[0], shift);
+#pragma GCC unroll 16
+        for (ptrdiff_t k = r; k < r + step; k++) to[at[k]] = lanes->target_grad[k];
     }
 }
 
@@ -526,10 +552,13 @@ static INLINE void V(block_rows)(const class_task *task, V(batch) * batch, ptrdi
     /* Of many rows at a time, each step's operations wait less for those of the step before; streamed gradients are
      * written in short bursts. */
     const ptrdiff_t wanted = LANES * (streams ? 2 : shape.vectors <= 2 ? LANE_VECTORS : 4);
-    const ptrdiff_t most = ROW_STAGE / whole / LANES * LANES, at_once = wanted < most ? wanted : most;
+    const ptrdiff_t row_bytes = classes * (ptrdiff_t)sizeof(REAL) * (with_grad ? 3 : 2);
+    const ptrdiff_t most = ROW_STAGE / whole / LANES * LANES, cached = CACHED_BYTES / row_bytes / LANES * LANES;
+    const ptrdiff_t fits = cached < LANES ? LANES : cached < most ? cached : most;
+    const ptrdiff_t at_once = wanted < fits ? wanted : fits;
     const ptrdiff_t fetched = PAGE_BYTES / (ptrdiff_t)sizeof(REAL);
     _Alignas(LINE_BYTES) REAL stage[ROW_STAGE];
-    ptrdiff_t at[LANE_TARGETS]; /* where the target is in the stage */
+    ptrdiff_t at[LANE_TARGETS]; /* where the targets are among the exponentials */
     V(row_lanes) lanes;
     V(few_classes) few;
     const bool transposes = with_metrics && classes <= TRANSPOSED_CLASSES;
@@ -550,30 +579,32 @@ static INLINE void V(block_rows)(const class_task *task, V(batch) * batch, ptrdi
             V(pack_rows)(task, batch->z + first, n, padded, batch->waiting);
         }
         const REAL *z = packs ? batch->waiting : (const REAL *)batch->z[first];
+        /* Where the exponentials are: of long rows, less memory stays in the caches better. */
+        REAL *const e = vectors == 0 && unstaged && to != z ? to : stage;
         do {
             V(int) positions = V(no_positions)();
             if (referenced) {
-                V(referenced_group)(task, batch, first, n, z, unstaged ? to : NULL, shape, stage, &lanes);
+                V(referenced_group)(task, batch, first, n, z, unstaged ? to : NULL, shape, e, &lanes);
             } else if (streams) {
                 /* A few hundred bytes at a time. */
                 const ptrdiff_t step = classes > 64 ? 1 : 4;
                 for (ptrdiff_t r = 0, i = 0, end; r < padded; r += step, i = end) {
                     end = (r + step < padded ? r + step : padded) * classes / LANES * LANES;
-                    positions = V(direct_exps)(z + i, end - i, stage + i, z + i + fetched, NULL, positions);
+                    positions = V(direct_exps)(z + i, end - i, e + i, z + i + fetched, NULL, positions);
                     V(stream_waiting)(task, batch, r + step);
                 }
             } else if (transposes) {
                 positions = V(transposed_metrics)(z, classes, padded, z + fetched, &lanes);
             } else if (with_metrics) {
-                positions = V(direct_exps_apart)(z, padded * classes, stage, z + fetched);
+                positions = V(direct_exps_apart)(z, padded * classes, e, z + fetched);
             } else {
-                positions = V(direct_exps)(z, padded * classes, stage, z + fetched, unstaged ? to : NULL, positions);
+                positions = V(direct_exps)(z, padded * classes, e, z + fetched, unstaged ? to : NULL, positions);
             }
             const bool is_transposed = transposes && !referenced;
 #pragma GCC unroll 8
             for (ptrdiff_t r = 0; !is_transposed && r < padded; r++) {
-                lanes.e_y[r] = stage[at[r]];
-                stage[at[r]] = 0; /* set aside */
+                lanes.e_y[r] = e[at[r]];
+                e[at[r]] = 0; /* set aside */
             }
             if ((options || with_metrics) && !is_transposed) {
 #pragma GCC unroll 8
@@ -585,11 +616,11 @@ static INLINE void V(block_rows)(const class_task *task, V(batch) * batch, ptrdi
                 lowest = V(min)(lowest, V(load)(lanes.e_y + r));
                 if (is_transposed) continue;
                 if (with_metrics && referenced)
-                    V(referenced_metrics)(z, stage, shape, r, &few, &lanes);
+                    V(referenced_metrics)(z, e, shape, r, &few, &lanes);
                 else if (with_metrics)
-                    V(group_metrics)(z, stage, shape, lanes.z_y, false, r, &few, &lanes);
+                    V(group_metrics)(z, e, shape, lanes.z_y, false, r, &few, &lanes);
                 if (with_metrics) continue;
-                lanes.rest[r / LANES] = V(sums_of_rows)(stage + r * classes, shape, &few);
+                lanes.rest[r / LANES] = V(sums_of_rows)(e + r * classes, shape, &few);
             }
             for (ptrdiff_t v = 0; smooth && v < groups; v++) {
                 V(vec) distance[LANES];
@@ -607,9 +638,9 @@ static INLINE void V(block_rows)(const class_task *task, V(batch) * batch, ptrdi
         if (!with_grad) continue;
         if (streams) V(stream_waiting)(task, batch, batch->scaled);
         if (smooth)
-            V(scale_rows)(stage, at, n, shape, &few, true, &lanes, to);
+            V(scale_rows)(e, at, n, shape, vectors, &few, true, &lanes, to);
         else
-            V(scale_rows)(stage, at, n, shape, &few, false, &lanes, to);
+            V(scale_rows)(e, at, n, shape, vectors, &few, false, &lanes, to);
         if (streams) {
             stream_from(&batch->stream, batch->grad[first]);
             batch->streamed = 0;
