@@ -25,8 +25,8 @@ MAJOR = VERSION.split(".")[0]
 MACOS = sys.platform == "darwin"
 
 # They stand behind the flags that Python itself was built with, and win over them. -fno-lto: the archive is for every
-# linker. The same flags stand in CMakeLists.txt.
-C_FLAGS = ["-std=c11", "-O3", "-g0", "-fno-lto", "-fPIC", "-fvisibility=hidden"]
+# linker; -fno-wrapv: loops of known length are unrolled. The same flags stand in CMakeLists.txt.
+C_FLAGS = ["-std=c11", "-O3", "-g0", "-fno-lto", "-fno-wrapv", "-fPIC", "-fvisibility=hidden"]
 C_FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 
 HOW_TO_INSTALL = """\
